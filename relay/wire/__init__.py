@@ -1,0 +1,1 @@
+"""The log_event contract: bytes to typed requests; pure."""
