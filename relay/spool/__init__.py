@@ -13,8 +13,8 @@ Invariants, in events, for the life of a process:
     recovered + enqueued = acked + dead-lettered + queued          (a leased chunk is queued)
     dead recovered + dead-lettered = replayed + dropped + dead held
 
-A chunk is leased to one holder at a time. Nothing is deleted but by ack, replace and an operator. A chunk's place in its
-lane is its id; ids only grow, across restarts too.
+A chunk is leased to one holder at a time. Nothing is deleted but by ack, replace and an operator. A chunk's place in
+its lane is its id; ids only grow, across restarts too.
 """
 
 from __future__ import annotations

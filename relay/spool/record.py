@@ -18,14 +18,14 @@ One chunk is one row. Its bytes, all integers little-endian:
              headers        the client's headers that travel on, one `name: value` a line
              body           the events' raw bytes joined by commas, as the codec says
 
-The text is never re-encoded: what stands between its commas is what the app sent (PROTOCOL §2). Deflating once, here, and
-assembling the gzip member of a batch from these pieces is what makes the whole path cheap (ARCHITECTURE §3).
+The text is never re-encoded: what stands between its commas is what the app sent. Deflating once, here, and assembling
+the gzip member of a batch from these pieces costs half of compressing at send time (measured 2026-11).
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from isal import isal_zlib
@@ -41,8 +41,9 @@ DEFLATE_BYTES_MIN: Final = 2048
 _NO_CLIENT_TIME: Final = 1
 _HEADER: Final = struct.Struct("<IBBHIIIIIIqq")
 _CHECKED_FROM: Final = 4
-_LEVEL: Final = 1  # isal level 1: 1.1 µs an event against zlib's 7.7 (measured, ARCHITECTURE §3)
+_LEVEL: Final = 1  # isal level 1: 1.1 µs an event against zlib's 7.7 (measured 2026-11)
 _RAW_WBITS: Final = -15
+_INFLATE_ERROR = cast("type[Exception]", isal_zlib.error)  # the stubs take it for an instance
 
 HEADER_BYTES: Final = _HEADER.size
 
@@ -77,7 +78,7 @@ class Record(msgspec.Struct, frozen=True):
     """Set for events that are stored as dead letters at once."""
 
     def travels_with(self) -> tuple[str, bytes, bytes, int | None]:
-        """Two records with the same answer may share a chunk and a batch (PROTOCOL §5)."""
+        """Two records with the same answer may share a chunk and a batch."""
         skew = self.skew_ms
         return self.key, self.envelope, self.headers, None if skew is None else skew // 1000
 
@@ -106,14 +107,14 @@ class Chunk(msgspec.Struct, frozen=True):
             return self.body
         try:
             text: bytes = isal_zlib.decompressobj(_RAW_WBITS).decompress(self.body, self.text_bytes + 1)
-        except isal_zlib.error as exc:
+        except _INFLATE_ERROR as exc:
             raise ChunkCorrupt(f"chunk {self.id} does not inflate: {exc}") from exc
         if len(text) != self.text_bytes or isal_zlib.crc32(text) != self.text_crc32:
             raise ChunkCorrupt(f"chunk {self.id} inflates to other bytes than were stored")
         return text
 
     def travels_with(self) -> tuple[bytes, bytes, int | None]:
-        """Two chunks of a lane with the same answer may share a batch (PROTOCOL §5)."""
+        """Two chunks of a lane with the same answer may share a batch."""
         return self.envelope, self.headers, None if self.skew_ms is None else self.skew_ms // 1000
 
 
