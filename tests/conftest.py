@@ -1,0 +1,46 @@
+"""What every test shares: no blocking calls on an event loop, hypothesis profiles, the options for longer runs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import BlockBuster, BlockBusterFunction
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that a test can say `from daemon.harness import Daemon`
+
+settings.register_profile("default", max_examples=100, deadline=timedelta(seconds=2))
+settings.register_profile(
+    "ci", max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("event relay")
+    group.addoption("--soak", action="store_true", help="run the tests marked soak for an hour instead of a minute")
+    group.addoption("--crash-rounds", type=int, default=20, help="rounds of each kill -9 test (default: 20)")
+    group.addoption("--crash-images", type=int, default=60, help="disk images of each power cut (default: 60)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-profile", None) is None:
+        settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls_on_the_event_loop() -> Iterator[None]:
+    """Make a blocking call of the relay's own code (disk, sleep, lock) on an event loop's thread an error."""
+    guard = BlockBuster("relay")
+    for name in ("os.fsync", "os.fdatasync", "os.open", "fcntl.flock"):
+        guard.functions[name] = BlockBusterFunction(None, name, scanned_modules="relay")
+    guard.activate()
+    yield
+    guard.deactivate()
