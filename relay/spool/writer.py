@@ -1,0 +1,317 @@
+"""The writer thread: takes everything that waits, merges what may travel together, commits it as one transaction.
+
+    append, ack, job ──► waiting ──take──► merge, deflate, checksum ──► Store.commit ──► one wake-up of the loop
+
+The fsync in flight is the batching window: what arrives during it makes up the next commit. No timer is involved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from relay.errors import SpoolError, StoreFailed, StoreFull
+from relay.spool.record import Record, encode
+from relay.spool.store import Changes, Entry, Grave, Row, Store, Usage
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Iterator
+
+    from relay.spool import Ref, Verdict
+    from relay.spool.folder import Space
+
+COMMIT_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Of one transaction, before deflating; a single request may be larger and then has one to itself."""
+RETRY_SECONDS: Final = 0.5
+"""Between attempts at a store that fails."""
+FOUND_ROWS_MAX: Final = 1_000_000
+"""More than failed transactions can have left."""
+BEAT_SECONDS: Final = 1.0
+"""An idle writer shows that it lives, and gives free pages back, this often."""
+SHRINK_FROM_BYTES: Final = 32 * 1024 * 1024
+"""Free pages kept in the file for the next burst; more are given back to the disk."""
+SHRINK_PAGES: Final = 256
+"""Given back in one step, 1 MiB: an append never waits long behind it."""
+
+
+class Append:
+    """One request's records on their way to the disk. `future` belongs to the loop, the rest to the writer's lock."""
+
+    __slots__ = ("bytes", "committing", "due", "events", "future", "lane", "records")
+
+    def __init__(self, lane: int, records: tuple[Record, ...], future: asyncio.Future[None], due: float) -> None:
+        self.lane = lane
+        self.records = records
+        self.events = sum(record.events for record in records)
+        self.bytes = sum(len(r.text) + len(r.envelope) + len(r.headers) + 128 for r in records)
+        self.future = future
+        self.due = due
+        self.committing = False
+
+
+class Job:
+    """A change that somebody waits for: burying, replacing, forgetting a lane."""
+
+    __slots__ = ("done", "forgotten_lanes", "future", "graves", "parts", "settled")
+
+    def __init__(self, future: asyncio.Future[list[Row]]) -> None:
+        self.future = future
+        self.settled: list[Ref] = []
+        self.graves: list[tuple[Ref, Verdict]] = []
+        self.parts: list[tuple[int, Record]] = []
+        self.forgotten_lanes: list[int] = []
+
+
+class Work(msgspec.Struct):
+    """What one transaction settles."""
+
+    lanes: list[tuple[int, str]]
+    appends: list[Append]
+    acks: list[Ref]
+    jobs: list[Job]
+
+    def __bool__(self) -> bool:
+        return bool(self.appends or self.acks or self.jobs or self.lanes)
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A transaction that is on the disk."""
+
+    appends: list[Append]
+    rows: list[Row]
+    acks: list[Ref]
+    jobs: list[tuple[Job, list[Row]]]
+    usage: Usage
+    space: Space
+    seconds: float
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Rows of a transaction that was reported as failed and that a reopened store holds after all."""
+
+    entries: list[Entry]
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """A transaction that is not; its rows may be `Found` all the same once the store is reopened."""
+
+    appends: list[Append]
+    jobs: list[Job]
+    error: SpoolError
+
+
+Outcome = Done | Found | Failed
+
+
+class Writer:
+    """The thread and what waits for it. Methods are for the event loop, but for `_run` and what it calls."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        chunk_events_max: int,
+        chunk_bytes_max: int,
+        report: Callable[[Outcome], None],
+        space: Callable[[], Space],
+        now_ms: Callable[[], int],
+    ) -> None:
+        """`report` is called in the writer thread after every transaction, and once in a while when idle."""
+        self._store = store
+        self._events_max = chunk_events_max
+        self._bytes_max = chunk_bytes_max
+        self._report = report
+        self._space = space
+        self._now_ms = now_ms
+        self._next_id = store.last_id() + 1
+        self._committed_to = self._next_id - 1
+        self._wake = threading.Condition()
+        self._work = _nothing()
+        self._stopping = False
+        self._broken = False
+        self.beat = time.monotonic()
+        """When the thread last showed that it lives, monotonic seconds."""
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit what waits, then end; blocks until the thread has ended."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def is_alive(self) -> bool:
+        """Whether the thread exists; a slow disk does not make it less alive."""
+        return self._thread.is_alive()
+
+    def open_lane(self, number: int, key: str) -> None:
+        """Have a lane's key written before its first chunk."""
+        with self._wake:
+            self._work.lanes.append((number, key))
+
+    def append(self, append: Append) -> None:
+        """Queue a request's records."""
+        with self._wake:
+            self._work.appends.append(append)
+            self._wake.notify()
+
+    def ack(self, refs: Iterable[Ref]) -> None:
+        """Queue deletes."""
+        with self._wake:
+            self._work.acks.extend(refs)
+            self._wake.notify()
+
+    def run(self, job: Job) -> None:
+        """Queue a change that somebody waits for."""
+        with self._wake:
+            self._work.jobs.append(job)
+            self._wake.notify()
+
+    def withdraw(self, append: Append) -> bool:
+        """Take a request back; False where its transaction is under way already."""
+        with self._wake:
+            if append.committing:
+                return False
+            with contextlib.suppress(ValueError):
+                self._work.appends.remove(append)
+            return True
+
+    def _run(self) -> None:
+        while (work := self._take()) is not None:
+            self.beat = time.monotonic()
+            self._report(self._commit(work))
+            if not work:
+                self._shrink()
+
+    def _take(self) -> Work | None:
+        """Wait for work and take a transaction's worth; None when stopped and empty, empty work when idle."""
+        with self._wake:
+            if self._stopping and (self._broken or not self._work):
+                return None
+            if not self._work:
+                self._wake.wait(timeout=BEAT_SECONDS)
+            work, self._work = self._work, _nothing()
+            room = COMMIT_BYTES_MAX
+            for at, append in enumerate(work.appends):
+                room -= append.bytes
+                if room < 0 and at > 0:
+                    self._work.appends = work.appends[at:]
+                    del work.appends[at:]
+                    break
+                append.committing = True
+            return work
+
+    def _commit(self, work: Work) -> Outcome:
+        began = time.monotonic()
+        try:
+            if self._broken:
+                self._reopen()
+            changes = Changes(lanes=work.lanes, deletes=[ref.id for ref in work.acks])
+            changes.rows = list(self._chunks(work.appends))
+            jobs = [(job, self._prepare(job, changes)) for job in work.jobs]
+            if work:
+                self._store.commit(changes)
+                self._committed_to = self._next_id - 1
+            usage = self._store.usage()
+        except SpoolError as exc:
+            return self._failed(work, exc)
+        return Done(work.appends, changes.rows, work.acks, jobs, usage, self._space(), time.monotonic() - began)
+
+    def _reopen(self) -> None:
+        """Trust nothing in memory after a failure; prove that the disk takes a transaction before more are risked."""
+        self._store.reopen()
+        self._store.prove()
+        if self._committed_to < self._next_id - 1:
+            found = self._store.entries(self._committed_to, self._next_id - 1, FOUND_ROWS_MAX)
+            self._report(Found(found))
+            self._committed_to = self._next_id - 1
+        self._broken = False
+
+    def _failed(self, work: Work, error: SpoolError) -> Failed:
+        """Keep the deletes and the new lanes for another try; on a full store try the deletes alone, they make room."""
+        if isinstance(error, StoreFull) and work.acks and (work.appends or work.jobs):
+            alone = self._commit(Work(lanes=[], appends=[], acks=work.acks, jobs=[]))
+            if isinstance(alone, Done):
+                self._report(alone)
+            work.acks = []  # done, or put back by the attempt itself
+        with self._wake:
+            self._work.lanes[:0] = work.lanes
+            self._work.acks[:0] = work.acks
+        self._broken = self._broken or isinstance(error, StoreFailed)
+        if self._broken or work.acks:
+            time.sleep(RETRY_SECONDS)
+        return Failed(work.appends, work.jobs, error)
+
+    def _prepare(self, job: Job, changes: Changes) -> list[Row]:
+        rows = [self._row(lane, record) for lane, record in job.parts]
+        changes.rows += rows
+        changes.deletes += [ref.id for ref in job.settled]
+        changes.graves += [Grave(ref.id, verdict, self._now_ms()) for ref, verdict in job.graves]
+        changes.forgotten_lanes += job.forgotten_lanes
+        return rows
+
+    def _chunks(self, appends: list[Append]) -> Iterator[Row]:
+        """Make rows of records; small ones of one lane that may travel together share a chunk."""
+        groups: dict[object, list[tuple[int, Record]]] = {}
+        for append in appends:
+            for record in append.records:
+                kin = (append.lane, record.dead, *record.travels_with())
+                groups.setdefault(kin, []).append((append.lane, record))
+        for group in groups.values():
+            lane = group[0][0]
+            for records in self._fitting([record for _, record in group]):
+                yield self._row(lane, records[0] if len(records) == 1 else _merge(records))
+
+    def _fitting(self, records: list[Record]) -> Iterator[list[Record]]:
+        """Cut a run of kindred records where a chunk would grow past its bounds."""
+        taken: list[Record] = []
+        events = size = 0
+        for record in records:
+            full = events + record.events > self._events_max or size + len(record.text) > self._bytes_max
+            if taken and full:
+                yield taken
+                taken, events, size = [], 0, 0
+            taken.append(record)
+            events += record.events
+            size += len(record.text) + 1
+        yield taken
+
+    def _row(self, lane: int, record: Record) -> Row:
+        row = Row(self._next_id, lane, record.events, record.accepted_at_ms, encode(record), record.dead)
+        self._next_id += 1
+        return row
+
+    def _shrink(self) -> None:
+        """Idle: give free pages back, a step at a time, until only a burst's worth is kept."""
+        with contextlib.suppress(SpoolError):  # the next commit meets the same error and reports it
+            if not self._broken and self._store.usage().free_bytes > SHRINK_FROM_BYTES:
+                self._store.give_back(SHRINK_PAGES)
+
+
+def _merge(records: list[Record]) -> Record:
+    """Make one record of kindred ones, in order; it is as old as the oldest of them."""
+    first = records[0]
+    return Record(
+        key=first.key,
+        envelope=first.envelope,
+        headers=first.headers,
+        text=b",".join([record.text for record in records]),
+        events=sum(record.events for record in records),
+        accepted_at_ms=min(record.accepted_at_ms for record in records),
+        skew_ms=first.skew_ms,
+        dead=first.dead,
+    )
+
+
+def _nothing() -> Work:
+    return Work(lanes=[], appends=[], acks=[], jobs=[])
