@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from http import HTTPStatus
@@ -211,32 +210,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, then 0; 1 for an address that cannot be used."""
-    try:
-        return asyncio.run(_serve(arguments.address, arguments.fail, arguments.delay))
-    except OSError as exc:
-        print(f"relay sink: cannot listen on {arguments.address}: {exc.strerror or exc}", file=sys.stderr)
-        print("Is another sink running? Choose another port with --address 127.0.0.1:9466.", file=sys.stderr)
-        return 1
+    return asyncio.run(_serve(arguments.address, arguments.fail, arguments.delay))
 
 
 async def _serve(address: Address, failure: Failure | None, delay_seconds: float) -> int:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    reader_gone: list[BrokenPipeError] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     def receive(received: Received) -> None:
         try:
             _show(received)
-        except BrokenPipeError:  # whoever read our lines has gone, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError as exc:  # whoever read our lines has gone, as `head` does
+            reader_gone.append(exc)
             stop.set()
 
     sink = Sink(receive, failure=failure, delay_seconds=delay_seconds)
-    url = await sink.start(address)
+    try:
+        url = await sink.start(address)
+    except OSError as exc:
+        print(f"relay sink: cannot listen on {address}: {exc.strerror or exc}", file=sys.stderr)
+        print("Is another sink running? Choose another port, for example --address 127.0.0.1:9466", file=sys.stderr)
+        return 1
     print(f"relay sink: listening, send to {url}; Ctrl-C stops it", file=sys.stderr, flush=True)
     await stop.wait()
     await sink.stop()
+    if reader_gone:
+        raise reader_gone[0]
     return 0
 
 
