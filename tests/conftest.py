@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from blockbuster import BlockBuster, BlockBusterFunction
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that a test can say `from daemon.harness import Daemon`
+
+from daemon.guarded_relay import guard
 
 settings.register_profile("default", max_examples=100, deadline=timedelta(seconds=2))
 settings.register_profile(
@@ -35,12 +36,24 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("default")
 
 
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Have a line of measured numbers shown at the end of the run."""
+    return pytestconfig.stash.setdefault(FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(FIGURES, []):
+        terminalreporter.write_line(f"figure: {line}")
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_calls_on_the_event_loop() -> Iterator[None]:
     """Make a blocking call of the relay's own code (disk, sleep, lock) on an event loop's thread an error."""
-    guard = BlockBuster("relay")
-    for name in ("os.fsync", "os.fdatasync", "os.open", "fcntl.flock"):
-        guard.functions[name] = BlockBusterFunction(None, name, scanned_modules="relay")
-    guard.activate()
+    blockbuster = guard("relay")
+    blockbuster.activate()
     yield
-    guard.deactivate()
+    blockbuster.deactivate()

@@ -17,6 +17,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay.commands.sink import Address, Failure, Received, Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 RELAY = (sys.executable, "-m", "relay")
 START_SECONDS_MAX = 20.0
@@ -36,6 +37,11 @@ def free_port() -> int:
     """Give a TCP port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def seeded(seed: int) -> Random:
+    """Give chance that can be repeated."""
+    return Random(seed)  # noqa: S311 - nothing secret is drawn from it
 
 
 def wait_until(what: str, holds: object, *, seconds: float = 20.0) -> None:
@@ -198,12 +204,12 @@ class Daemon:
 
 
 def _signal_down(pid: int, number: signal.Signals) -> None:
-    """Signal the process, and the one it wraps where it is a tracer."""
+    """Signal the process, or the one inside it where it is a tracer: that ends with what it traces."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    for child in children.read_text().split() if children.exists() else ():
+    inner = children.read_text().split() if children.exists() else []
+    for target in inner or [pid]:
         with suppress(ProcessLookupError):
-            os.kill(int(child), number)
-    os.kill(pid, number)
+            os.kill(int(target), number)
 
 
 @contextmanager
@@ -236,14 +242,15 @@ class Delivery:
 
     received: Received
     at: float
-    """Monotonic seconds."""
+    """Monotonic seconds, or what the upstream was told to stamp with."""
 
 
 class CountingUpstream:
     """The sink of `relay sink` in a thread of its own, on one port for its life; keeps every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, stamp: Callable[[], float] = time.monotonic) -> None:
         self.deliveries: list[Delivery] = []
+        self._stamp = stamp
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="upstream", daemon=True)
         self._address = Address("127.0.0.1", free_port())
@@ -310,7 +317,7 @@ class CountingUpstream:
         return self.events
 
     def _receive(self, received: Received) -> None:
-        self.deliveries.append(Delivery(received, time.monotonic()))
+        self.deliveries.append(Delivery(received, self._stamp()))
 
     def _call(self, work: object) -> None:
         assert asyncio.iscoroutine(work)
@@ -377,6 +384,8 @@ class Load:
     sent: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """Requests that were not acknowledged, by status or kind of error."""
+    on_ack: Callable[[list[bytes]], None] = lambda _: None
+    """Called with the events of each acknowledged request, in the thread that read the answer."""
 
     def __post_init__(self) -> None:
         self._numbers = iter(range(1 << 62))
@@ -438,6 +447,7 @@ class Load:
             self.refused[type(exc).__name__] += 1
             return False
         if answer.accepted:
+            self.on_ack(events)
             self.acked.extend(events)
             return True
         self.refused[str(answer.status)] += 1
