@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--hypothesis-profile", None) is None:
-        settings.load_profile("default")
+        settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 FIGURES = pytest.StashKey[list[str]]()
