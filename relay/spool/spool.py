@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from relay.errors import AnswerDue, ChunkCorrupt, DiskFailing, NotNow, QueueFull, SpoolError, StoreFull
 from relay.spool import Chunk, LaneStats, Record, Ref, Stats, Verdict
+from relay.spool.folder import Folder, Space
 from relay.spool.index import Lane, Lanes
 from relay.spool.record import decode
 from relay.spool.store import Entry, Row, Store
@@ -21,7 +22,6 @@ from relay.spool.writer import Append, Done, Failed, Found, Job, Outcome, Writer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from relay.spool.folder import Folder
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ RECENT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Rows kept in memory after their commit, so that prompt delivery reads no disk."""
 RESERVE_SHARE: Final = 64
 """One part in so many of the capacity is kept for marks and parts: what is full must still be able to drain."""
+READY_BYTES: Final = 64 * 1024
+"""Room for a usual request: with less the spool does not call itself ready."""
 FAILURES_MAX: Final = 20
 """Failed commits in a row after which the process ends, so that its supervisor decides."""
 
@@ -51,6 +53,8 @@ class DiskSpool:
         chunk_bytes_max: int,
         disk_free_bytes_min: int,
         lanes_max: int,
+        index_entries_max: int = INDEX_ENTRIES_MAX,
+        failures_max: int = FAILURES_MAX,
         now_ms: Callable[[], int],
         committed: Callable[[float, int], None],
         failed: Callable[[SpoolError], None],
@@ -61,18 +65,14 @@ class DiskSpool:
         self._store = store
         self._disk_free_min = disk_free_bytes_min
         self._lanes_max = lanes_max
+        self._index_max = index_entries_max
+        self._failures_max = failures_max
         self._now_ms = now_ms
         self._committed = committed
         self._gave_up = failed
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="spool-reader")
-        self._writer = Writer(
-            store,
-            chunk_events_max=chunk_events_max,
-            chunk_bytes_max=chunk_bytes_max,
-            report=self._report,
-            space=folder.space,
-            now_ms=now_ms,
-        )
+        self._chunk_events_max = chunk_events_max
+        self._chunk_bytes_max = chunk_bytes_max
         self._lanes = Lanes()
         self._waiting: OrderedDict[int, Append] = OrderedDict()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -82,15 +82,15 @@ class DiskSpool:
         self._pager: asyncio.Task[None] | None = None
         self._loaded = 0  # entries held in memory
         self._known_to = 0  # every chunk up to this id is in the index
-        self._last_id = store.last_id()
-        self._recover_to = self._last_id  # chunks up to this id are an earlier life's
+        self._last_id = 0
+        self._recover_to = 0  # chunks up to this id are an earlier life's
         self._counted_to = 0  # of those, every chunk up to this id is in the totals
         self._pending_bytes = 0
         self._failures = 0
         self._failing: SpoolError | None = None
         self._closed = False
-        self._used_bytes = store.usage().used_bytes
-        self._space = folder.space()
+        self._used_bytes = 0
+        self._space = Space(0, 0)
         self._recovered = self._enqueued = self._acked = 0
         self._dead = self._dead_recovered = self._dead_replayed = 0
         self._dead_lettered: Counter[str] = Counter()
@@ -100,14 +100,30 @@ class DiskSpool:
 
     async def open(self) -> None:
         """Be ready to append; the index of an earlier life goes on loading behind it."""
-        self._lanes.restore(await self._read_disk(self._store.lanes))
-        self._dead, _ = await self._read_disk(self._store.dead_totals)
-        self._dead_recovered = self._dead
+        await self._read_disk(self._survey)
+        self._writer = Writer(
+            self._store,
+            last_id=self._last_id,
+            chunk_events_max=self._chunk_events_max,
+            chunk_bytes_max=self._chunk_bytes_max,
+            report=self._report,
+            space=self._folder.space,
+            now_ms=self._now_ms,
+        )
         self._writer.start()
         self._page_in()
 
+    def _survey(self) -> None:
+        """Learn what an earlier life left, all but the index; in the reader thread."""
+        self._last_id = self._recover_to = self._store.last_id()
+        self._lanes.restore(self._store.lanes())
+        self._dead, _ = self._store.dead_totals()
+        self._dead_recovered = self._dead
+        self._used_bytes = self._store.usage().used_bytes
+        self._space = self._folder.space()
+
     async def close(self) -> None:
-        """Commit what waits, answer who waits, close the file; idempotent."""
+        """Commit what waits, answer who waits, close the file; the folder stays the opener's. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -130,7 +146,7 @@ class DiskSpool:
         if self._failing is not None:
             return str(self._failing)
         try:
-            self._check_room(0)
+            self._check_room(READY_BYTES)
         except QueueFull as exc:
             return str(exc)
         return None
@@ -204,7 +220,7 @@ class DiskSpool:
         """Promised in Spool."""
         taken = self._lanes[lane].lease(events_max, bytes_max)
         self._loaded -= len(taken)
-        if self._known_to < self._last_id and self._loaded < INDEX_ENTRIES_MAX // 2:
+        if self._known_to < self._last_id and self._loaded < self._index_max // 2:
             self._page_in()
         return taken
 
@@ -331,7 +347,7 @@ class DiskSpool:
         lane = self._lanes[entry.lane]
         lane.events += entry.events
         lane.bytes += entry.bytes
-        if self._known_to != self._last_id or self._loaded >= INDEX_ENTRIES_MAX:
+        if self._known_to != self._last_id or self._loaded >= self._index_max:
             self._last_id = entry.id
             return False
         lane.push(entry)
@@ -378,7 +394,7 @@ class DiskSpool:
         for job in failed.jobs:
             if not job.future.done():
                 job.future.set_exception(failed.error)
-        if self._failures == FAILURES_MAX:
+        if self._failures == self._failures_max:
             self._gave_up(failed.error)
 
     def _answered(self, append: Append) -> None:
@@ -428,15 +444,16 @@ class DiskSpool:
 
     async def _load(self) -> None:
         """Fill the window in memory from the disk, then count what lies beyond it."""
-        while self._known_to < self._last_id and self._loaded < INDEX_ENTRIES_MAX and not self._closed:
+        while self._known_to < self._last_id and self._loaded < self._index_max and not self._closed:
             await self._load_page()
         while self._counted_to < self._recover_to and not self._closed:
             await self._count_page()
 
     async def _load_page(self) -> None:
         after, upto = self._known_to, self._last_id
-        entries = await self._read_disk(lambda: self._store.entries(after, upto, PAGE_ENTRIES))
-        self._known_to = entries[-1].id if len(entries) == PAGE_ENTRIES else upto
+        limit = min(PAGE_ENTRIES, self._index_max)
+        entries = await self._read_disk(lambda: self._store.entries(after, upto, limit))
+        self._known_to = entries[-1].id if len(entries) == limit else upto
         for entry in entries:
             lane = self._lanes[entry.lane]
             lane.push(entry)
@@ -479,7 +496,6 @@ class DiskSpool:
     def _close_store(self) -> None:
         self._reader.shutdown()
         self._store.close()
-        self._folder.close()
 
 
 def _ref(row: Row) -> Ref:

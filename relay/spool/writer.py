@@ -115,6 +115,7 @@ class Writer:
         self,
         store: Store,
         *,
+        last_id: int,
         chunk_events_max: int,
         chunk_bytes_max: int,
         report: Callable[[Outcome], None],
@@ -128,8 +129,8 @@ class Writer:
         self._report = report
         self._space = space
         self._now_ms = now_ms
-        self._next_id = store.last_id() + 1
-        self._committed_to = self._next_id - 1
+        self._next_id = last_id + 1
+        self._committed_to = last_id
         self._wake = threading.Condition()
         self._work = _nothing()
         self._stopping = False
