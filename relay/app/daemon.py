@@ -5,35 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 import structlog
+from aiohttp import web
 
 from relay import __version__, keyfile, systemd
-from relay.admin import AdminServer
+from relay.admin import make_admin
 from relay.app import snapshot
 from relay.app.stopping import Stop
-from relay.forwarder import Forwarder, Upstream
+from relay.errors import RelayError
+from relay.forwarder.loop import Forwarder
+from relay.forwarder.upstream import Upstream
 from relay.listener import Door, Listener
 from relay.listener.door import Limits
-from relay.observe import History, Observer, Snapshot
+from relay.observe import Observer, Snapshot
 from relay.spool.folder import Folder, hold
 from relay.spool.spool import DiskSpool
 from relay.spool.store import Store
 
 if TYPE_CHECKING:
     from relay.config import Config
+    from relay.forwarder.body import Compression
+    from relay.forwarder.delivery import Success
 
 CHUNK_EVENTS_MAX: Final = 1000
 CHUNK_BYTES_MAX: Final = 512 * 1024
 LAG_PROBE_SECONDS: Final = 0.5
-SAMPLE_SECONDS: Final = 5.0
-ATTEMPT_RESERVE_SECONDS: Final = 0.5
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Where a container says its last word."""
 
@@ -59,7 +63,6 @@ class Daemon:
         self._config = config
         self._stop = stop
         self._observer = Observer()
-        self._history = History()
         self._started_at = time.time()
         self._upstream_host = urlsplit(config.upstream.url).netloc.rpartition("@")[2]
         self._allowed = (
@@ -117,9 +120,7 @@ class Daemon:
         self._listener = Listener(self._door)
         rooms.push_async_callback(self._listener.close, 0.0)
         self._listening = await self._listener.open(self._config.listen.address, systemd.inherited_sockets())
-        admin = AdminServer(observer=self._observer, source=self.snapshot, health=self, history=self._history)
-        rooms.push_async_callback(admin.close)
-        await admin.open(self._config.admin.address)
+        await self._open_admin(rooms)
         self._spool = await self._open_spool(folder)
         rooms.push_async_callback(self._spool.close)
         upstream = self._make_upstream()
@@ -149,7 +150,6 @@ class Daemon:
             forwarding = group.create_task(self._forwarder.run(), name="forwarder")
             tasks = [
                 group.create_task(self._watch_loop(), name="loop-lag"),
-                group.create_task(self._sample(), name="depth-history"),
                 group.create_task(self._follow_keys(), name="key-files"),
             ]
             systemd.notify("READY=1")
@@ -178,6 +178,19 @@ class Daemon:
         if self._stop.failure is None:
             await self._stop.unless_hurried(forwarder.drain(seconds_max))
         await self._listener.close(self._config.listen.answer_seconds_max)
+
+    async def _open_admin(self, rooms: AsyncExitStack) -> None:
+        address = self._config.admin.address
+        window = make_admin(observer=self._observer, source=self.snapshot, health=self)
+        runner = web.AppRunner(window, access_log=None, handle_signals=False, shutdown_timeout=0.0)
+        rooms.push_async_callback(runner.cleanup)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, address.host, address.port).start()
+        except OSError as exc:
+            raise RelayError(
+                f"admin.address {address} cannot be had: {exc.strerror}; is another relay running?"
+            ) from exc
 
     # -- rooms --------------------------------------------------------------------------------------------------------
 
@@ -241,15 +254,19 @@ class Daemon:
             spool=spool,
             upstream=upstream,
             observer=self._observer,
-            default_key=lambda: self._default_key.first if self._default_key is not None else "",
+            default_key=lambda: self._default_key.first if self._default_key is not None else None,
+            host=self._upstream_host,
+            monotonic=asyncio.get_running_loop().time,
+            wall=time.time,
+            random=random.random,
             batch_events_max=settings.batch_events_max,
             batch_bytes_max=settings.batch_bytes_max,
             in_flight_max=settings.in_flight_max,
             retry_seconds_min=settings.retry_seconds_min,
             retry_seconds_max=settings.retry_seconds_max,
             park_probe_seconds=settings.park_probe_seconds,
-            success=settings.success,
-            compression=settings.compression,
+            success=cast("Success", settings.success),
+            compression=cast("Compression", settings.compression),
             events_per_second_max=settings.events_per_second_max,
             age_seconds_max=self._config.queue.age_max,
         )
@@ -267,12 +284,6 @@ class Daemon:
             if watchdog is not None and loop.time() - pinged_at > watchdog / 3 and self.live() is None:
                 systemd.notify("WATCHDOG=1")
                 pinged_at = loop.time()
-
-    async def _sample(self) -> None:
-        """Remember the depth for the page's curve and for the time until full."""
-        while True:
-            self._history.sample(self.snapshot())
-            await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _load_keys(self) -> None:
         for file in (self._allowed, self._default_key):

@@ -8,7 +8,8 @@ from relay import __version__
 from relay.observe import LaneNumbers, QueueNumbers, Snapshot, fingerprint
 
 if TYPE_CHECKING:
-    from relay.forwarder import Forwarder, LaneView
+    from relay.forwarder.figures import LaneStanding
+    from relay.forwarder.loop import Forwarder
     from relay.observe import Phase
     from relay.spool import LaneStats, Spool, Stats
 
@@ -36,7 +37,7 @@ def gather(
     disk_free_bytes_min: int,
 ) -> Snapshot:
     """Ask every room for its numbers; `now` and `started_at` in Unix seconds."""
-    views = forwarder.lanes()
+    way = forwarder.numbers()
     return Snapshot(
         now=now,
         started_at=started_at,
@@ -44,8 +45,8 @@ def gather(
         upstream=upstream,
         phase=phase,
         queue=_queue(spool.stats(), disk_free_bytes_min),
-        forward=forwarder.numbers(),
-        lanes=tuple(_lane(lane, views.get(lane.lane), now) for lane in spool.lanes()),
+        forward=way.forward,
+        lanes=tuple(_lane(lane, way.lanes.get(lane.lane), now) for lane in spool.lanes()),
     )
 
 
@@ -72,15 +73,15 @@ def _queue(stats: Stats, disk_free_bytes_min: int) -> QueueNumbers:
     )
 
 
-def _lane(lane: LaneStats, view: LaneView | None, now: float) -> LaneNumbers:
+def _lane(lane: LaneStats, standing: LaneStanding | None, now: float) -> LaneNumbers:
     oldest = lane.oldest_accepted_at_ms
     return LaneNumbers(
         fingerprint=fingerprint(lane.key),
-        state=view.state if view is not None else "active",
+        state="active" if standing is None else standing.state,
         events=lane.events,
         bytes=lane.bytes,
         in_flight_events=lane.in_flight_events,
         oldest_age_seconds=0.0 if oldest is None else max(0.0, now - oldest / 1000),
-        next_try_in_seconds=view.next_try_in_seconds if view is not None else None,
-        error=view.error if view is not None else "",
+        next_try_in_seconds=None if standing is None else standing.next_try_in_seconds,
+        error="" if standing is None else standing.error,
     )

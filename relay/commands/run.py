@@ -23,10 +23,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 0 after a clean stop, 1 where a room could not go on."""
     config = load_config(arguments)
     from relay.app import serve  # noqa: PLC0415 – a bad configuration is told before the daemon is loaded
-    from relay.logs import configure_logs  # noqa: PLC0415
+    from relay.logs import close_logs, configure_logs  # noqa: PLC0415
 
-    with configure_logs(config.log.level, config.log.format), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve(config))
+    configure_logs(config.log.level, config.log.format)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(serve(config))
+    finally:
+        close_logs()
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

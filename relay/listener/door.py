@@ -202,7 +202,7 @@ class Door:
         self, body: bytes, headers: Mapping[str, str], head: wire.Head, reservation: Reservation
     ) -> wire.Parsed:
         coding = headers.get("Content-Encoding", "")
-        compressed = wire.needs_inflating(body, coding)
+        compressed = wire.needs_inflating(body)
         if len(body) <= (INLINE_COMPRESSED_BYTES_MAX if compressed else INLINE_BYTES_MAX):
             return self._decode_now(body, coding, head, reservation)
         if not compressed:
@@ -210,25 +210,25 @@ class Door:
             return await self._loop.run_in_executor(self._decoders, self._parse, body, head)
         expected = min(self._limits.inflated_bytes_max, HONEST_RATIO * len(body))
         reservation.set(len(body) + 2 * expected)
-        inflated = await self._loop.run_in_executor(self._decoders, self._inflate, body, coding, expected)
+        inflated = await self._loop.run_in_executor(self._decoders, self._inflate, body, coding, head, expected)
         if inflated is None:  # past the honest ratio: the whole cap has to be free
             reservation.set(len(body) + 2 * self._limits.inflated_bytes_max)
             whole = self._limits.inflated_bytes_max
-            inflated = await self._loop.run_in_executor(self._decoders, self._inflate, body, coding, whole)
+            inflated = await self._loop.run_in_executor(self._decoders, self._inflate, body, coding, head, whole)
         assert inflated is not None, "at the full cap an excess raises"
         reservation.set(2 * len(inflated))
         return await self._loop.run_in_executor(self._decoders, self._parse, inflated, head)
 
     def _decode_now(self, body: bytes, coding: str, head: wire.Head, reservation: Reservation) -> wire.Parsed:
-        raw = self._inflate(body, coding, self._limits.inflated_bytes_max)
+        raw = self._inflate(body, coding, head, self._limits.inflated_bytes_max)
         assert raw is not None, "at the full cap an excess raises"
         reservation.set(2 * len(raw))
         return self._parse(raw, head)
 
-    def _inflate(self, body: bytes, coding: str, bytes_max: int) -> bytes | None:
+    def _inflate(self, body: bytes, coding: str, head: wire.Head, bytes_max: int) -> bytes | None:
         """Inflate; None where it passes a bound that is not the operator's yet."""
         try:
-            return wire.inflate(body, coding, inflated_bytes_max=bytes_max)
+            return wire.inflate(body, coding, head.gzip_claimed, inflated_bytes_max=bytes_max)
         except TooLarge:
             if bytes_max < self._limits.inflated_bytes_max:
                 return None
@@ -289,7 +289,7 @@ class Door:
 
     def _count(self, parsed: wire.Parsed) -> None:
         self._observer.events_accepted(parsed.events + len(parsed.rejected), len(parsed.text))
-        for reason, events in parsed.suspects:
+        for reason, events in parsed.suspects.items():
             self._observer.suspects_seen(reason, events)
 
     def _refuse(self, refusal: Refusal, headers: Mapping[str, str], exchange: _Exchange) -> web.Response:
