@@ -11,7 +11,7 @@ with plain numbers.
 """
 
 from relay.observe.fingerprint import fingerprint
-from relay.observe.history import History, Trend
+from relay.observe.history import SAMPLE_SECONDS, History, Trend
 from relay.observe.numbers import (
     AttemptNumbers,
     ForwardNumbers,
@@ -24,6 +24,7 @@ from relay.observe.numbers import (
 from relay.observe.observer import Observer, Outcome
 
 __all__ = [
+    "SAMPLE_SECONDS",
     "AttemptNumbers",
     "ForwardNumbers",
     "History",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 if TYPE_CHECKING:
-    from relay.observe.numbers import QueueNumbers
+    from collections.abc import Callable
+
+    from relay.observe.numbers import Snapshot
 
 HISTORY_SECONDS: Final = 900
 SAMPLE_SECONDS: Final = 5
@@ -51,26 +54,27 @@ def seconds_until_full(*, bytes_now: int, capacity_bytes: int, growth_bytes_per_
 
 
 class History:
-    """Samples of the queue, oldest first; `now` is in seconds of one monotonic clock in every call."""
+    """Samples of the queue, oldest first; `clock` is monotonic, so that a step of the wall clock bends no curve."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._ring: deque[_Sample] = deque(maxlen=HISTORY_SECONDS // SAMPLE_SECONDS + 1)
 
-    def sample(self, now: float, queue: QueueNumbers) -> None:
+    def sample(self, snapshot: Snapshot) -> None:
         """Keep a point; to be called every SAMPLE_SECONDS."""
-        self._ring.append(_take(now, queue))
+        self._ring.append(self._take(snapshot))
 
-    def depths(self, now: float, queue: QueueNumbers) -> tuple[tuple[float, int], ...]:
-        """Give the curve as (seconds ago, events), oldest first, ending with this moment."""
-        kept = [(now - s.at, s.events) for s in self._ring if 0 < now - s.at <= HISTORY_SECONDS]
-        return (*kept, (0.0, queue.events))
+    def depths(self, snapshot: Snapshot) -> tuple[tuple[float, int], ...]:
+        """Give the curve as (seconds ago, events), oldest first, ending with this snapshot."""
+        now = self._clock()
+        kept = [(now - sample.at, sample.events) for sample in self._ring if 0 < now - sample.at <= HISTORY_SECONDS]
+        return (*kept, (0.0, snapshot.queue.events))
 
-    def trend(self, now: float, queue: QueueNumbers) -> Trend:
-        """Tell rates and growth from the samples up to this moment; all zero before there is one to compare with."""
-        latest = _take(now, queue)
-        lately = self._first_since(now - RATE_WINDOW_SECONDS)
-        before = self._first_since(now - GROWTH_WINDOW_SECONDS)
-        growth = _slope(before, latest, "bytes")
+    def trend(self, snapshot: Snapshot) -> Trend:
+        """Tell rates and growth from the samples up to this snapshot; all zero before there is one to compare with."""
+        latest, queue = self._take(snapshot), snapshot.queue
+        lately = self._first_since(latest.at - RATE_WINDOW_SECONDS)
+        growth = _slope(self._first_since(latest.at - GROWTH_WINDOW_SECONDS), latest, "bytes")
         return Trend(
             accepted_per_second=_slope(lately, latest, "enqueued"),
             delivered_per_second=_slope(lately, latest, "acked"),
@@ -80,12 +84,12 @@ class History:
             ),
         )
 
+    def _take(self, snapshot: Snapshot) -> _Sample:
+        queue = snapshot.queue
+        return _Sample(self._clock(), queue.events, queue.bytes, queue.enqueued_events, queue.acked_events)
+
     def _first_since(self, at: float) -> _Sample | None:
         return next((sample for sample in self._ring if sample.at >= at), None)
-
-
-def _take(now: float, queue: QueueNumbers) -> _Sample:
-    return _Sample(now, queue.events, queue.bytes, queue.enqueued_events, queue.acked_events)
 
 
 def _slope(first: _Sample | None, last: _Sample, field: str) -> float:

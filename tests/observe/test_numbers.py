@@ -69,18 +69,35 @@ def test_a_capacity_not_known_yet_is_not_full():
     assert seconds_until_full(bytes_now=0, capacity_bytes=0, growth_bytes_per_second=1.0) is None
 
 
-def grown(seconds: float) -> QueueNumbers:
-    at = int(seconds)
-    return QueueNumbers(
-        events=at * 6, bytes=at * 100, capacity_bytes=100_000, enqueued_events=at * 10, acked_events=at * 4
+class Clock:
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def moment(**queue) -> Snapshot:
+    return Snapshot(now=1, started_at=0, version="v", upstream="u", queue=QueueNumbers(**queue))
+
+
+def grown(seconds: int) -> Snapshot:
+    return moment(
+        events=seconds * 6,
+        bytes=seconds * 100,
+        capacity_bytes=100_000,
+        enqueued_events=seconds * 10,
+        acked_events=seconds * 4,
     )
 
 
 def test_the_trend_is_measured_over_its_windows():
-    history = History()
+    clock = Clock()
+    history = History(clock)
     for at in range(0, 300, SAMPLE_SECONDS):
-        history.sample(1_000 + at, grown(at))
-    trend = history.trend(1_300, grown(300))
+        clock.now = 1_000 + at
+        history.sample(grown(at))
+    clock.now = 1_300
+    trend = history.trend(grown(300))
     assert trend.accepted_per_second == pytest.approx(10)
     assert trend.delivered_per_second == pytest.approx(4)
     assert trend.growth_bytes_per_second == pytest.approx(100)
@@ -88,23 +105,28 @@ def test_the_trend_is_measured_over_its_windows():
 
 
 def test_rates_forget_what_happened_before_their_window():
-    history = History()
-    history.sample(0, QueueNumbers(enqueued_events=0))
-    for at in range(SAMPLE_SECONDS, 60, SAMPLE_SECONDS):
-        history.sample(at, QueueNumbers(enqueued_events=1_000_000))
-    assert history.trend(60, QueueNumbers(enqueued_events=1_000_000)).accepted_per_second == 0
+    clock = Clock()
+    history = History(clock)
+    history.sample(moment(enqueued_events=0))
+    for _ in range(10):
+        clock.now += SAMPLE_SECONDS
+        history.sample(moment(enqueued_events=1_000_000))
+    assert history.trend(moment(enqueued_events=1_000_000)).accepted_per_second == 0
 
 
 def test_without_a_sample_there_is_no_trend():
-    trend = History().trend(5.0, grown(5))
+    trend = History(Clock()).trend(grown(5))
     assert (trend.accepted_per_second, trend.seconds_until_full) == (0.0, None)
 
 
 def test_the_curve_ends_now_and_reaches_back_fifteen_minutes_at_most():
-    history = History()
+    clock = Clock()
+    history = History(clock)
     for at in range(0, 3_600, SAMPLE_SECONDS):
-        history.sample(at, QueueNumbers(events=at))
-    curve = history.depths(3_600, QueueNumbers(events=42))
+        clock.now = at
+        history.sample(moment(events=at))
+    clock.now = 3_600
+    curve = history.depths(moment(events=42))
     assert curve[-1] == (0.0, 42)
     assert curve[0] == (HISTORY_SECONDS, 3_600 - HISTORY_SECONDS)
     assert len(curve) <= HISTORY_SECONDS // SAMPLE_SECONDS + 2

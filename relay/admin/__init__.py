@@ -1,0 +1,14 @@
+"""The operators' window: read-only, on its own port; metrics, health, and one page that says how things stand.
+
+    Snapshot + Trend ──headline──► a sentence ─┐
+                     ──report────► a Report ───┴─► /status (JSON) ──► page.js, relay status
+                                               └─► page ──► /       (the same words, rendered here)
+
+All wording happens in `report` and `headline`, once; the page, its script and the terminal only lay it out.
+"""
+
+from relay.admin.headline import Headline, headline
+from relay.admin.report import Report, make_report
+from relay.admin.server import AdminServer, Health, make_admin
+
+__all__ = ["AdminServer", "Headline", "Health", "Report", "headline", "make_admin", "make_report"]
