@@ -86,11 +86,11 @@ COMMANDS: Final = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COMMANDS) -> int:
     """Run the command that `argv` (default: this process's arguments) names, and give the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _call(words)
+        code = _call(words, commands)
         sys.stdout.flush()
     except ConfigError as error:
         return _fail(OPERATOR_NEEDED, error.problems)
@@ -106,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _call(words: Sequence[str]) -> int:
-    parser, subparsers = _build_parser()
+def _call(words: Sequence[str], commands: Sequence[Command]) -> int:
+    parser, subparsers = _build_parser(commands)
     wanted = next((word for word in words if not word.startswith("-")), None)
-    command = next((command for command in COMMANDS if command.name == wanted), None)
+    command = next((command for command in commands if command.name == wanted), None)
     if command is None:
         parser.parse_args(words)  # answers --help, --version and misspelled commands, and exits
         parser.print_help(sys.stderr)
@@ -120,11 +120,13 @@ def _call(words: Sequence[str]) -> int:
     return module.run(parser.parse_args(words))
 
 
-def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _build_parser(
+    commands: Sequence[Command],
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="relay",
         description="Answers apps once their events are on disk, and forwards those until upstream has taken them.",
-        epilog="examples:\n" + "\n".join(f"  {command.example}" for command in COMMANDS),
+        epilog="examples:\n" + "\n".join(f"  {command.example}" for command in commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -140,7 +142,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        for command in COMMANDS
+        for command in commands
     }
     return parser, subparsers
 
