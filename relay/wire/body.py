@@ -1,0 +1,259 @@
+"""Reads an inflated body into what is stored: events as raw bytes, the envelope around them, and what cannot be taken.
+
+    {"events":[ event, event … ], "user":{…}, "statsigMetadata":{…} }
+                └── text ──┘      └────────── envelope ──────────┘
+
+The usual body takes two passes in C: one finds the `events` array and checks that all is JSON, one checks every event.
+Its text is then a single slice. Whatever is not usual goes the exact way, event by event: NaN and lone surrogates,
+invalid UTF-8, an event that is unusable, too large or without a time. Both ways agree; the exact one is only slower.
+
+Nothing is ever re-encoded. Members that must not be kept (privateAttributes of users) and times that are missing are
+cut out and put in as bytes before and after; all other bytes of an event are what the app sent.
+
+No error text holds anything of the body but positions and types.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from relay.errors import InvalidRequest, TooLarge
+from relay.wire import scanner
+from relay.wire.events import TIMED, Unusable, count_suspects, is_json, is_utf8, kind, probe, stamp
+from relay.wire.private import without_private
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from relay.wire.events import Probe
+
+_BOM: Final = b"\xef\xbb\xbf"
+_EVENTS_KEY: Final = re.compile(rb'"events"[ \t\n\r]*+:[ \t\n\r]*+')
+_ESCAPED: Final = re.compile(rb"\\u00[4-7]")
+_STAND_IN: Final = b"0"
+_END: Final = re.compile(rb"[ \t\n\r]*+\}[ \t\n\r]*+\Z")
+_CACHED_BYTES_MAX: Final = 1_024
+_SMALLEST_EVENT_BYTES: Final = len(b'{"eventName":"a"},')
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The operator's absolute caps on one request; what is past them can never be accepted."""
+
+    event_bytes_max: int
+    events_per_request_max: int
+    envelope_bytes_max: int
+    """Of everything beside the events: it is stored with every chunk of them."""
+    nesting_max: int = scanner.NESTING_MAX
+    """Levels of brackets in one event or one member of the envelope, where the exact way reads it; the usual way
+    takes up to about 900, what msgspec takes."""
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """An event that cannot be taken, in a request of which others can."""
+
+    index: int
+    reason: str
+    """invalid · too_large"""
+    message: str
+    raw: bytes
+    """Its bytes as the app sent them, private attributes of users left out where they could be found."""
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """A body that is taken, as a whole or in part."""
+
+    text: bytes
+    """The usable events' raw bytes, joined by commas; white space may stand around the commas."""
+    events: int
+    """How many those are, at least one."""
+    envelope: bytes
+    """The raw members beside `events`, in order, joined by commas, no braces; empty where there are none."""
+    rejected: tuple[Rejected, ...]
+    suspects: Mapping[str, int]
+    """Usable events that Statsig is documented to drop, by reason: name_characters, name_length, metadata_size."""
+
+
+class _Shell(msgspec.Struct, gc=False):
+    events: msgspec.Raw
+
+
+class _Layout(NamedTuple):
+    """What the top level holds: the range of the events' array, and the envelope."""
+
+    events: scanner.Value
+    envelope: bytes
+
+
+_SHELL: Final = msgspec.json.Decoder(_Shell)
+
+
+def parse_body(body: bytes, *, limits: Limits, now_ms: int, skew_ms: int | None, strip_private: bool) -> Parsed:
+    """Read an inflated body that arrived at `now_ms` from a client whose clock is `skew_ms` behind ours.
+
+    Events without a time get the client's time of sending, `now_ms − skew_ms`. With `strip_private` no user's
+    privateAttributes are in anything that is returned.
+    Raises InvalidRequest for what can never be accepted and TooLarge past a limit, both for the request as a whole.
+    """
+    body = body.removeprefix(_BOM)
+    try:
+        if strip_private:
+            body = without_private(body)
+        usual = _read_usual(body, limits) if is_utf8(body) else None
+        return usual or _read_exact(body, limits, now_ms - (skew_ms or 0))
+    except scanner.NotJson as exc:
+        raise InvalidRequest(f"the body is not JSON: byte {exc.at} of {len(body)} cannot stand there") from None
+
+
+def _read_usual(body: bytes, limits: Limits) -> Parsed | None:
+    """Read a body of which every event is usable, timed and within its size; None where this is not that kind."""
+    try:
+        array = _SHELL.decode(body).events
+        if len(array) > limits.event_bytes_max or _may_be_too_many(array, limits.events_per_request_max):
+            return None
+        layout = _layout_around(body, array, limits.envelope_bytes_max)
+        events = TIMED.decode(array) if layout else []
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not layout or not events or len(events) > limits.events_per_request_max:
+        return None
+    return Parsed(
+        text=bytes(memoryview(array)[1:-1]).strip(b" \t\n\r"),
+        events=len(events),
+        envelope=layout.envelope,
+        rejected=(),
+        suspects=count_suspects(events),
+    )
+
+
+def _may_be_too_many(array: msgspec.Raw, events_max: int) -> bool:
+    """Tell whether decoding could build more than `events_max` events; every event that decodes spells eventName."""
+    if len(array) <= events_max * _SMALLEST_EVENT_BYTES:
+        return False
+    text = bytes(array)
+    return text.count(b'"eventName"') > events_max or _ESCAPED.search(text) is not None
+
+
+def _layout_around(body: bytes, array: msgspec.Raw, envelope_bytes_max: int) -> _Layout | None:
+    """Read what stands around the events' array, exactly; None where it is not where it seems to be.
+
+    A decoder hides members that stand twice. So the array, found by its bytes, gives way to a stand-in, and the short
+    rest is scanned member by member: only if the stand-in is the one value of `events` was this the array.
+    """
+    key = _EVENTS_KEY.search(body)
+    if key is None or not body.startswith(array, key.end()):
+        return None
+    rest = body[: key.end()] + _STAND_IN + body[key.end() + len(array) :]
+    layout = (_layout_cached if len(rest) <= _CACHED_BYTES_MAX else _layout)(rest, envelope_bytes_max)
+    return layout if rest[layout.events.start : layout.events.end] == _STAND_IN else None
+
+
+def _layout(text: bytes, envelope_bytes_max: int) -> _Layout:
+    """Find the top level's members; raises NotJson, InvalidRequest or TooLarge where they cannot be taken."""
+    events: scanner.Value | None = None
+    pieces: list[bytes] = []
+    room = envelope_bytes_max + 1  # the first piece has no comma before it
+    start = scanner.gap(text, 0)
+    end = start + 1
+    for member in scanner.members(text, start):
+        end = member.value.end
+        if member.name != "events":
+            room -= member.key_end - member.key_start + end - member.value.start + len(b":,")
+            if room < 0:
+                raise TooLarge(f"over {envelope_bytes_max} bytes stand beside `events` (listen.envelope_bytes_max)")
+            pieces.append(text[member.key_start : member.key_end] + b":" + text[member.value.start : end])
+        elif events:
+            raise InvalidRequest("`events` stands twice in the body")
+        else:
+            events = member.value
+    if not _END.match(text, end):
+        raise scanner.NotJson(end)
+    if not events:
+        raise InvalidRequest("the body has no `events`")
+    return _Layout(events, b",".join(pieces))
+
+
+_layout_cached: Final = lru_cache(maxsize=256)(_layout)  # SDKs send the same few envelopes for hours
+
+
+def _read_exact(body: bytes, limits: Limits, sent_ms: int) -> Parsed:
+    """Read any body, event by event; `sent_ms` is the client's time for events without one."""
+    _check_start(body)
+    layout = _layout(body, limits.envelope_bytes_max)
+    _check_envelope(layout.envelope, limits.nesting_max)
+    usable: list[bytes] = []
+    probes: list[Probe] = []
+    rejected: list[Rejected] = []
+    for index, value in enumerate(_event_values(body, layout.events, limits.events_per_request_max)):
+        raw = body[value.start : value.end]
+        try:
+            event = _examine(raw, value.depth, limits)
+        except Unusable as exc:
+            rejected.append(Rejected(index, exc.reason, f"the event {exc}", raw))
+        else:
+            usable.append(stamp(raw, event, sent_ms) if event.without_time() else raw)
+            probes.append(event)
+    if not usable:
+        raise _none_usable(rejected)
+    return Parsed(
+        text=b",".join(usable),
+        events=len(usable),
+        envelope=layout.envelope,
+        rejected=tuple(rejected),
+        suspects=count_suspects(probes),
+    )
+
+
+def _examine(event: bytes, depth: int, limits: Limits) -> Probe:
+    """Look at one event's bytes, cheap checks first; raises Unusable with the reason."""
+    if len(event) > limits.event_bytes_max:
+        raise Unusable(f"has more than {limits.event_bytes_max} bytes (listen.event_bytes_max)", reason="too_large")
+    if depth > limits.nesting_max:
+        raise Unusable(f"is nested deeper than {limits.nesting_max} levels")
+    if not is_utf8(event):
+        raise Unusable("is not UTF-8")
+    return probe(event)
+
+
+def _none_usable(rejected: list[Rejected]) -> InvalidRequest | TooLarge:
+    """Say why a request is refused of which every event was rejected: too large only where all were."""
+    kind_of = TooLarge if all(event.reason == "too_large" for event in rejected) else InvalidRequest
+    example = next(event for event in rejected if kind_of is TooLarge or event.reason == "invalid")
+    return kind_of(f"none of the {len(rejected)} events is usable; events[{example.index}]: {example.message}")
+
+
+def _check_start(body: bytes) -> None:
+    """Refuse what does not even begin like a JSON object in UTF-8, saying so."""
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in body[:4]:
+        raise InvalidRequest("the body is UTF-16 or UTF-32; JSON travels as UTF-8")
+    at = scanner.gap(body, 0)
+    if at == len(body):
+        raise InvalidRequest("the body is empty")
+    if body[at : at + 1] != b"{":
+        raise InvalidRequest("the body is no JSON object: it does not begin with a brace")
+
+
+def _check_envelope(envelope: bytes, nesting_max: int) -> None:
+    """Refuse members beside `events` that no decoder would take; they travel with every event."""
+    members = b"{" + envelope + b"}"
+    if not is_utf8(members):
+        raise InvalidRequest("what stands beside `events` is not UTF-8")
+    if scanner.skip(members, 0).depth - 1 > nesting_max:
+        raise InvalidRequest(f"what stands beside `events` is nested deeper than {nesting_max} levels")
+    if not is_json(members):
+        raise InvalidRequest("what stands beside `events` is not JSON")
+
+
+def _event_values(body: bytes, array: scanner.Value, events_max: int) -> list[scanner.Value]:
+    if body[array.start : array.start + 1] != b"[":
+        raise InvalidRequest(f"`events` is {kind(body[array.start : array.start + 1])}, not an array")
+    values = list(islice(scanner.elements(body, array.start), events_max + 1))
+    if not values:
+        raise InvalidRequest("`events` is empty")
+    if len(values) > events_max:
+        raise TooLarge(f"the request has more than {events_max} events (listen.events_per_request_max)")
+    return values
