@@ -13,7 +13,7 @@ def main(relay_port: str, specs_port: str) -> None:
         api_for_get_id_lists=f"http://127.0.0.1:{specs_port}/v1",
         event_queue_size=100,
     )
-    statsig.initialize("secret-driver", options).wait()
+    statsig.initialize("secret-driver", options)
     user = StatsigUser("user-1", email="a@example.com", custom={"plan": "pro"}, private_attributes={"payer": "private"})
     statsig.check_gate(user, "a_gate")
     for name, value, metadata in odd_events():

@@ -8,7 +8,7 @@ from statsig_python_core import Statsig, StatsigOptions, StatsigUser
 
 def main(relay_port: str, specs_port: str) -> None:
     options = StatsigOptions(
-        specs_url=f"http://127.0.0.1:{specs_port}/v2/download_config_specs",
+        specs_url=f"http://127.0.0.1:{specs_port}/core/v2/download_config_specs",
         log_event_url=f"http://127.0.0.1:{relay_port}/v1/log_event",
         event_logging_max_queue_size=100,
         fallback_to_statsig_api=False,

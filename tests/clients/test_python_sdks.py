@@ -43,11 +43,16 @@ SPECS = {
 }
 
 
+MAPS = {"dynamic_configs": {}, "layer_configs": {}}
+"""The Rust core wants maps by name where the older SDK wants lists."""
+
+
 class SpecsServer(BaseHTTPRequestHandler):
     """Answers whatever an SDK asks for at its start."""
 
     def do_GET(self) -> None:
-        body = json.dumps({} if "id_list" in self.path else SPECS).encode()
+        specs = SPECS | {"feature_gates": {"a_gate": GATE}, **MAPS} if "core" in self.path else SPECS
+        body = json.dumps({} if "id_list" in self.path else specs).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
