@@ -29,13 +29,13 @@ def events(number: int) -> str:
 
 def size(number: float) -> str:
     """Give bytes as `512 B`, `3.1 MiB`, `1 GiB`."""
-    if number < _KIBI:
+    if number < _FOUR_DIGITS:
         return f"{number:.0f} B"
     for unit in _SIZES:
         number /= _KIBI
         if number < _FOUR_DIGITS or unit == _SIZES[-1]:
             break
-    return f"{number:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{number:,.1f}".removesuffix(".0") + f" {unit}"
 
 
 def span(seconds: float) -> str:
