@@ -1,0 +1,111 @@
+"""How fast, how big: the operator's ceiling, the cadence after an outage, the size upstream takes; pure.
+
+All times are monotonic seconds, given from outside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from relay.forwarder.batching import Bounds
+
+CATCH_UP_FACTOR: Final = 1.1
+"""After an outage requests start at their usual rate times this, in batches as big as they may be: a fleet of 10,000
+relays then peaks at 1.1 times its steady rate; draining flat out it peaked at 2.6 (simulated 2026-11)."""
+CADENCE_SECONDS: Final = 300.0
+"""Over which the usual rate is averaged: long against one flush of an SDK (1 to 10 s), short against a day's tides."""
+CADENCE_REQUESTS_MIN: Final = 20
+"""Below this many there is no usual rate to speak of, and catching up is bounded by the gate alone."""
+SIZE_RECOVERY_SECONDS: Final = 600.0
+"""After a 413 the learned size may grow by a tenth each time this passes without another."""
+SIZE_BYTES_MIN: Final = 16 * 1024
+"""The learned size stops here: what is refused below is refused for its own sake."""
+
+
+class Cadence:
+    """The usual rate of requests, learned while all is well and kept to while catching up."""
+
+    def __init__(self) -> None:
+        self.catching_up = False
+        self._weight = 0.0  # requests, each fading with CADENCE_SECONDS
+        self._seconds = 0.0  # observed, fading likewise, so that their ratio is right from the first minute
+        self._seen = 0
+        self._at: float | None = None
+        self._next_at = 0.0
+
+    def started(self, now: float) -> None:
+        """Count a request."""
+        if self.catching_up:
+            self._next_at = max(now, self._next_at) + self._interval()
+            return
+        self._advance(now)
+        self._weight += 1
+        self._seen += 1
+
+    def next_at(self, now: float) -> float:
+        """When the next request may start."""
+        return max(now, self._next_at) if self.catching_up else now
+
+    def broke(self, now: float) -> None:
+        """An outage began: what happens until it is over is not usual."""
+        if not self.catching_up:
+            self._advance(now)
+            self.catching_up = True
+            self._next_at = now
+
+    def caught_up(self, now: float) -> None:
+        """Nothing is waiting any more."""
+        self.catching_up = False
+        self._at = now
+
+    def _advance(self, now: float) -> None:
+        passed = 0.0 if self._at is None else max(0.0, now - self._at)
+        fade = math.exp(-passed / CADENCE_SECONDS)
+        self._weight *= fade
+        self._seconds = self._seconds * fade + CADENCE_SECONDS * (1 - fade)
+        self._at = now
+
+    def _interval(self) -> float:
+        if self._seen < CADENCE_REQUESTS_MIN or not self._weight:
+            return 0.0
+        return self._seconds / self._weight / CATCH_UP_FACTOR
+
+
+class Ceiling:
+    """The operator's `events_per_second_max`; 0 is none. A batch may overdraw it, the next one waits for that."""
+
+    def __init__(self, events_per_second_max: float) -> None:
+        self._rate = events_per_second_max
+        self._next_at = 0.0
+
+    def next_at(self, now: float) -> float:
+        """When the next batch may start."""
+        return max(now, self._next_at)
+
+    def started(self, now: float, events: int) -> None:
+        """Count a batch."""
+        if self._rate:
+            self._next_at = max(now, self._next_at) + events / self._rate
+
+
+class Size:
+    """The bounds of a batch: the operator's, or what upstream's 413 taught."""
+
+    def __init__(self, *, events_max: int, bytes_max: int) -> None:
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._learned = bytes_max
+        self._changed_at = 0.0
+
+    def bounds(self, now: float) -> Bounds:
+        """What a batch that is composed now may hold."""
+        if self._learned < self._bytes_max and now - self._changed_at >= SIZE_RECOVERY_SECONDS:
+            self._learned = min(self._bytes_max, self._learned + self._learned // 10)
+            self._changed_at = now
+        return Bounds(self._events_max, self._learned)
+
+    def refused(self, now: float, size: int) -> None:
+        """Upstream found `size` bytes too many."""
+        self._learned = min(self._learned, max(SIZE_BYTES_MIN, size // 2))
+        self._changed_at = now
