@@ -13,12 +13,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
+import msgspec
 
+from relay.admin.report import Report
 from relay.errors import RelayError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from relay.observe import QueueNumbers
 
 START_SECONDS_MAX: Final = 15.0
 STOP_SECONDS_MAX: Final = 10.0
@@ -86,18 +89,15 @@ class Child:
         """End it at once, as the out-of-memory killer does."""
         await self._end(signal.SIGKILL, STOP_SECONDS_MAX)
 
-    async def metric(self, name: str) -> float:
-        """Read a metric, added up over its labels; its name without the prefix."""
-        async with self._session.get(f"{self.admin_url}/metrics") as answer:
-            text = await answer.text()
-        wanted = f"event_relay_{name}"
-        families = text_string_to_metric_families(text)
-        return sum(sample.value for family in families for sample in family.samples if sample.name == wanted)
+    async def queue(self) -> QueueNumbers:
+        """Ask for the queue's numbers, as of now."""
+        async with self._session.get(f"{self.admin_url}/status") as answer:
+            return msgspec.json.decode(await answer.read(), type=Report).snapshot.queue
 
     async def wait_drained(self, seconds: float) -> bool:
         """Wait until nothing is queued any more; False where that takes longer."""
         deadline = time.monotonic() + seconds
-        while await self.metric("queue_events"):
+        while (await self.queue()).events:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_ASK_EVERY_SECONDS)

@@ -142,14 +142,18 @@ async def _one_event(stage: Stage) -> bool:
     began = time.perf_counter()
     await stage.wait_arrived(1)
     drained = await stage.relay.wait_drained(DELIVERY_SECONDS_MAX)
-    _say("delivered", f"by upstream's yes after {(time.perf_counter() - began) * 1000:.0f} ms, and gone from the queue")
+    seconds = time.perf_counter() - began
+    _say(
+        "delivered",
+        f"gone from the queue {seconds * 1000:.0f} ms after the stand-in was let go: {len(stage.arrived)} arrived",
+    )
     _say("", json.dumps(json.loads(stage.arrived[0]), separators=(",", ":"))[:180] + "…")
     return all((status == HTTPStatus.ACCEPTED, on_disk, stripped, drained, len(stage.arrived) == 1))
 
 
 async def _look_at_disk(stage: Stage) -> tuple[bool, bool]:
     """Say what lies in the queue folder: whether the event does, and whether what is private does not."""
-    queued = int(await stage.relay.metric("queue_events"))
+    queued = (await stage.relay.queue()).events
     files = await asyncio.to_thread(_read_files, stage.relay.queue_folder)
     holders = [path for path, data in files.items() if b"SKU-12345" in data]
     stripped = not any(reference.PRIVATE_VALUE.encode() in data for data in files.values())
@@ -179,13 +183,13 @@ async def _outage(stage: Stage) -> bool:
     _say(
         "accepted", f"{accepted} events in {OUTAGE_REQUESTS} requests, the slowest answer after {slowest * 1000:.1f} ms"
     )
-    _say("on disk", f"{await stage.relay.metric('queue_events'):.0f} events queued")
+    _say("on disk", f"{(await stage.relay.queue()).events} events queued")
     pid = stage.relay.pid
     await stage.relay.kill()
     _say("kill -9", f"process {pid} is gone, without a last word")
     seconds = await stage.relay.start()
-    recovered = await stage.relay.metric("queue_recovered_events_total")
-    _say("restart", f"ready after {seconds:.2f} s; {recovered:.0f} events recovered from disk")
+    recovered = (await stage.relay.queue()).recovered_events
+    _say("restart", f"ready after {seconds:.2f} s; {recovered} events recovered from disk")
     await stage.open_upstream()
     began = time.perf_counter()
     await stage.wait_arrived(total)

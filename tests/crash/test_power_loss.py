@@ -161,7 +161,7 @@ def arrived(image: Path, folder: Path) -> set[bytes]:
     """Start the real relay on a disk and give what it delivers."""
     shutil.copytree(image, folder / "queue")
     with CountingUpstream() as upstream, running(Daemon(folder, upstream.url)) as daemon:
-        wait_until("the index is loaded", lambda: not daemon.status().get("recovering"))
+        wait_until("the index is loaded", lambda: not daemon.status().queue.recovering)
         daemon.wait_drained()
         assert Audit.of((), upstream.events).duplicates == {}
         return set(upstream.events)

@@ -21,12 +21,17 @@ from random import Random
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.admin.report import Report
+from relay.admin.server import SCRAPE_KEPT_SECONDS
 from relay.commands.sink import Address, Failure, Received, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from relay.observe import Snapshot
 
 RELAY = (sys.executable, "-m", "relay")
 START_SECONDS_MAX = 20.0
@@ -166,18 +171,20 @@ class Daemon:
             connection.close()
 
     def metrics(self) -> Metrics:
+        """Scrape; waits first, for the daemon answers scrapes that follow each other at once alike."""
+        time.sleep(SCRAPE_KEPT_SECONDS)
         status, text = self.admin("/metrics")
         assert status == 200, text
         return Metrics(text)
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> Snapshot:
         status, text = self.admin("/status")
         assert status == 200, text
-        answer: dict[str, object] = json.loads(text)
-        return answer
+        return msgspec.json.decode(text, type=Report).snapshot
 
     def queued(self) -> int:
-        return int(self.metrics().total("queue_events"))
+        """Events on disk that are not delivered."""
+        return self.status().queue.events
 
     def wait_drained(self, seconds: float = 30.0) -> None:
         """Wait until nothing is queued any more."""
