@@ -29,6 +29,7 @@ HELP = "Say how a running relay is doing: the sentence and the numbers of its st
 
 WATCH_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 5.0
+WIDTH_MIN: Final = 40
 WIDTH_MAX: Final = 110
 _HEIGHTS: Final = "▁▂▃▄▅▆▇█"
 _COLOURS: Final[dict[Tone, str]] = {"good": "32", "busy": "34", "warn": "33", "bad": "31"}
@@ -84,7 +85,7 @@ def _show_again(door: _Door, *, as_json: bool) -> None:
 
 
 def _width() -> int:
-    return min(WIDTH_MAX, shutil.get_terminal_size((80, 24)).columns)
+    return max(WIDTH_MIN, min(WIDTH_MAX, shutil.get_terminal_size((80, 24)).columns))
 
 
 # Asking
