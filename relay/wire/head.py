@@ -52,7 +52,7 @@ HEADERS_BYTES_MAX: Final = sum(len(name) + 3 + 4 * HEADER_CHARACTERS_MAX for nam
 
 _SESSION: Final = "statsig-server-session-id"
 _IN_QUERY: Final = {"statsig-sdk-type": "st", "statsig-sdk-version": "sv", _SESSION: "sid"}
-_QUERY_FIELDS_MAX: Final = 64
+_BLANKS: Final = " \t"
 _UNFIT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and bytes that were no UTF-8
 _NOT_A_RETRY: Final = ("", "0", "false")
 _BLOCKS_MAX: Final = 1_024
@@ -118,15 +118,11 @@ def read_head(headers: Mapping[str, str], query_string: str) -> Head:
 
 def _read_query(query_string: str) -> dict[str, str]:
     """Give the query's fields by name; the first of a name wins."""
-    try:
-        fields = parse_qsl(query_string, max_num_fields=_QUERY_FIELDS_MAX)
-    except ValueError:  # more fields than any client sends
-        return {}
-    return dict(reversed(fields))
+    return dict(reversed(parse_qsl(query_string)))
 
 
 def _checked_key(key: str) -> str:
-    key = key.strip()
+    key = key.strip(_BLANKS)
     if len(key) > KEY_CHARACTERS_MAX or not (key.isascii() and key.isprintable()):
         raise Unauthorized(f"the API key is no key: more than {KEY_CHARACTERS_MAX} or other than printable characters")
     return key
@@ -152,7 +148,7 @@ def _block(values: tuple[str, ...]) -> bytes:
         block = "".join(
             f"{name}: {text}\n"
             for name, value in zip(_TRAVELLING, values, strict=True)
-            if (text := value.strip()) and len(text) <= HEADER_CHARACTERS_MAX and not _UNFIT.search(text)
+            if (text := value.strip(_BLANKS)) and len(text) <= HEADER_CHARACTERS_MAX and not _UNFIT.search(text)
         ).encode()
         if sum(map(len, values)) <= _BLOCK_CACHED_BYTES_MAX:
             if len(_blocks) >= _BLOCKS_MAX:
