@@ -28,6 +28,8 @@ from relay.spool.record import Chunk, Record, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from relay.errors import NotNow
+
 __all__ = ["Chunk", "LaneStats", "Record", "Ref", "Spool", "Stats", "Verdict"]
 
 DEFAULT_LANE_KEY = ""
@@ -93,6 +95,13 @@ class Spool(Protocol):
 
         Raises QueueFull, DiskFailing, AnswerDue or Starting; nothing of the records is kept then, save where
         `AnswerDue.ambiguous` says that it may be.
+        """
+        ...
+
+    def submit(self, records: Sequence[Record], *, deadline: float, done: Callable[[NotNow | None], None]) -> None:
+        """Like `append`, without a coroutine: `done` is called once, with None or with what append would raise.
+
+        What is refused at once is raised here, and `done` is not called.
         """
         ...
 

@@ -17,7 +17,7 @@ from relay.spool.folder import Folder, Space
 from relay.spool.index import Lane, Lanes
 from relay.spool.record import decode
 from relay.spool.store import Entry, Row, Store
-from relay.spool.writer import Append, Done, Failed, Found, Job, Outcome, Writer
+from relay.spool.writer import Append, Done, Failed, Found, Heard, Job, Outcome, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ class DiskSpool:
         self._chunk_events_max = chunk_events_max
         self._chunk_bytes_max = chunk_bytes_max
         self._lanes = Lanes()
-        self._waiting: OrderedDict[int, Append] = OrderedDict()
+        self._waiting: dict[Append, None] = {}  # in order of arrival, and so of their deadlines
         self._sweeper: asyncio.TimerHandle | None = None
         self._recent: OrderedDict[int, bytes] = OrderedDict()
         self._recent_bytes = 0
@@ -131,8 +131,8 @@ class DiskSpool:
             await asyncio.gather(self._pager, return_exceptions=True)
         await asyncio.to_thread(self._writer.stop)
         await asyncio.sleep(0)  # let the last report in
-        for append in list(self._waiting.values()):
-            self._refuse(append, DiskFailing("the relay stopped before these events were on disk; send them again"))
+        for append in list(self._waiting):
+            self._answer(append, DiskFailing("the relay stopped before these events were on disk; send them again"))
         await asyncio.to_thread(self._close_store)
 
     def writer_alive(self) -> bool:
@@ -155,15 +155,30 @@ class DiskSpool:
 
     async def append(self, records: Sequence[Record], *, deadline: float) -> None:
         """Promised in Spool. All records of one call have the same key."""
+        stored: asyncio.Future[None] = self._loop.create_future()
+
+        def heard(refusal: NotNow | None) -> None:
+            if stored.done():
+                return  # the caller went away; the events stay
+            if refusal is None:
+                stored.set_result(None)
+            else:
+                stored.set_exception(refusal)
+
+        self.submit(records, deadline=deadline, done=heard)
+        await stored
+
+    def submit(self, records: Sequence[Record], *, deadline: float, done: Heard) -> None:
+        """Promised in Spool. All records of one call have the same key."""
         lane = self._admit(records)
-        append = Append(lane.number, tuple(records), self._loop.create_future(), deadline)
+        append = Append(lane.number, records, done, deadline)
         self._check_room(append.bytes)
         self._pending_bytes += append.bytes
         lane.pending_events += append.events
-        self._waiting[id(append)] = append
+        self._waiting[append] = None
         self._writer.append(append)
-        self._sweep_at(deadline)
-        await append.future
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_at(deadline, self._sweep)
 
     def _admit(self, records: Sequence[Record]) -> Lane:
         if self._closed:
@@ -323,9 +338,7 @@ class DiskSpool:
         for job, rows in done.jobs:
             self._settle_job(job, rows)
         for append in done.appends:
-            self._answered(append)
-            if not append.future.done():
-                append.future.set_result(None)
+            self._answer(append, None)
         if done.appends:
             self._committed(done.seconds, sum(append.events for append in done.appends))
         for lane in woken:
@@ -388,46 +401,42 @@ class DiskSpool:
             self._failures += 1
         for append in failed.appends:
             if full:
-                self._refuse(append, QueueFull(f"the queue is full: {failed.error}"))
+                self._answer(append, QueueFull(f"the queue is full: {failed.error}"))
             else:
-                self._refuse(append, DiskFailing(f"the events could not be stored: {failed.error}"))
+                self._answer(append, DiskFailing(f"the events could not be stored: {failed.error}"))
         for job in failed.jobs:
             if not job.future.done():
                 job.future.set_exception(failed.error)
         if self._failures == self._failures_max:
             self._gave_up(failed.error)
 
-    def _answered(self, append: Append) -> None:
-        if self._waiting.pop(id(append), None) is not None:
+    def _answer(self, append: Append, refusal: NotNow | None) -> None:
+        """Take a request off the books, and tell who waits for it, unless the deadline has told already."""
+        if append in self._waiting:
+            del self._waiting[append]
             self._pending_bytes -= append.bytes
             self._lanes[append.lane].pending_events -= append.events
-
-    def _refuse(self, append: Append, refusal: NotNow) -> None:
-        self._answered(append)
-        if not append.future.done():
-            append.future.set_exception(refusal)
+        if append.done is not None:
+            done, append.done = append.done, None
+            done(refusal)
 
     # -- the answer bound ---------------------------------------------------------------------------------------------
-
-    def _sweep_at(self, due: float) -> None:
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_at(due, self._sweep)
 
     def _sweep(self) -> None:
         """Answer who has waited too long; one timer serves all, for all wait equally long."""
         self._sweeper = None
         now = self._loop.time()
-        for append in list(self._waiting.values()):
+        for append in list(self._waiting):
             if append.due > now:
-                self._sweep_at(append.due)
+                self._sweeper = self._loop.call_at(append.due, self._sweep)
                 return
-            if append.future.done():
+            if append.done is None:
                 continue
             if self._writer.withdraw(append):
-                self._refuse(append, AnswerDue("the disk is too slow just now; nothing was stored", ambiguous=False))
+                self._answer(append, AnswerDue("the disk is too slow just now; nothing was stored", ambiguous=False))
             else:
-                text = "the disk is too slow just now; the events may have been stored"
-                append.future.set_exception(AnswerDue(text, ambiguous=True))
+                done, append.done = append.done, None
+                done(AnswerDue("the disk is too slow just now; the events may have been stored", ambiguous=True))
 
     # -- the index of an earlier life ---------------------------------------------------------------------------------
 

@@ -10,21 +10,27 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from relay.errors import SpoolError, StoreFailed, StoreFull
+from relay.errors import NotNow, SpoolError, StoreFailed, StoreFull
 from relay.spool.record import Record, encode
 from relay.spool.store import Changes, Entry, Grave, Row, Store, Usage
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from relay.spool import Ref, Verdict
     from relay.spool.folder import Space
 
+Heard = Callable[[NotNow | None], None]
+"""Hears that records are on disk (None), or why they are not."""
+
+ROW_BYTES: Final = 128
+"""What a row costs beside its bytes: header, index entry, page overhead."""
 COMMIT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Of one transaction, before deflating; a single request may be larger and then has one to itself."""
 RETRY_SECONDS: Final = 0.5
@@ -40,16 +46,20 @@ SHRINK_PAGES: Final = 256
 
 
 class Append:
-    """One request's records on their way to the disk. `future` belongs to the loop, the rest to the writer's lock."""
+    """One request's records on their way to the disk. `done` belongs to the loop, `committing` to the writer's lock."""
 
-    __slots__ = ("bytes", "committing", "due", "events", "future", "lane", "records")
+    __slots__ = ("bytes", "committing", "done", "due", "events", "lane", "records")
 
-    def __init__(self, lane: int, records: tuple[Record, ...], future: asyncio.Future[None], due: float) -> None:
+    def __init__(self, lane: int, records: Sequence[Record], done: Heard, due: float) -> None:
         self.lane = lane
         self.records = records
-        self.events = sum(record.events for record in records)
-        self.bytes = sum(len(r.text) + len(r.envelope) + len(r.headers) + 128 for r in records)
-        self.future = future
+        self.events = 0
+        self.bytes = 0
+        for record in records:
+            self.events += record.events
+            self.bytes += len(record.text) + len(record.envelope) + len(record.headers) + ROW_BYTES
+        self.done: Heard | None = done
+        """Called once with None or the refusal; None afterwards."""
         self.due = due
         self.committing = False
 
