@@ -107,7 +107,7 @@ class Life:
         return Reading(self.observer, snapshot, Trend(seconds_until_full=3600.0), self._process).text()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def life() -> Life:
     return Life()
 
