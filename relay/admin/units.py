@@ -9,7 +9,7 @@ from typing import Final
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86400
-_COARSE_SECONDS: Final = 10 * _MINUTE
+_COARSE_SECONDS: Final = 3 * _MINUTE
 _TENTHS_BELOW_SECONDS: Final = 10
 _KIBI: Final = 1024
 _FOUR_DIGITS: Final = 999.95

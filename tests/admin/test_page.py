@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
@@ -158,17 +159,27 @@ FLAGS = (
 )
 
 
+def later() -> Report:
+    past, state = history("flowing"), msgspec.structs.replace(SCENES["flowing"], version="9.9.9")
+    return make_report(state, past.trend(state), past.depths(state))
+
+
 class Relay(BaseHTTPRequestHandler):
-    """Serves the page as it was and the JSON as it is, as if the queue had drained in between."""
+    """Serves the page as it was and the JSON as it is, as if the queue had drained and the relay been renewed."""
+
+    answers = True
 
     def do_GET(self):
-        known = {
-            "/": (render(scene("backing off")), "text/html"),
-            "/status": (msgspec.json.encode(scene("flowing")), "application/json"),
-        }
-        body, kind = known.get(self.path, (b"", "text/plain"))
-        self.send_response(200 if body else 404)
-        self.send_header("Content-Type", kind + "; charset=utf-8")
+        if self.path == "/":
+            self._send(200, render(scene("backing off")), "text/html; charset=utf-8")
+        elif self.path == "/status" and self.answers:
+            self._send(200, msgspec.json.encode(later()), "application/json")
+        else:
+            self._send(503, b"no", "text/plain")
+
+    def _send(self, code: int, body: bytes, kind: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -178,9 +189,15 @@ class Relay(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def relay_url() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Relay)
+class MuteRelay(Relay):
+    """Stops answering once the page is open."""
+
+    answers = False
+
+
+@contextmanager
+def serving(handler: type[Relay]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -198,11 +215,23 @@ def browse(url: str) -> Reader:
     return Reader(done.stdout)
 
 
-def test_a_real_browser_keeps_the_page_up_to_date(relay_url):
-    page, now = browse(relay_url), scene("flowing")
-    assert now.headline.lead in page.text
-    assert "54 queued · event relay" in page.text
-    assert "Backing off" not in page.text
+def test_a_real_browser_keeps_the_page_up_to_date():
+    with serving(Relay) as url:
+        page, now = browse(url), later()
+    for words in (now.headline.lead, now.headline.rest, now.view.title, now.view.footer):
+        assert words in page.text
+    assert "answers 503" not in page.text
     for fact in now.view.facts:
+        assert fact.value in page.text
         assert fact.note in page.text
+    for row in (*now.view.lanes.rows, *now.view.attempts.rows):
+        assert all(cell.text in page.text for cell in row)
     assert ("path", {"class": "line", "id": "chart-line", "d": now.view.chart.line}) in page.elements
+
+
+def test_a_real_browser_says_when_the_relay_has_fallen_silent():
+    with serving(MuteRelay) as url:
+        page, then = browse(url), scene("backing off")
+    assert "The relay has not answered this page since" in page.text
+    assert "no answer · event relay" in page.text
+    assert then.headline.lead in page.text

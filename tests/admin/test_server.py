@@ -184,17 +184,6 @@ async def test_a_unix_socket_serves_too(operator, tmp_path):
         await server.close()
 
 
-async def test_a_browser_that_stays_connected_holds_no_shutdown_up(operator, unused_tcp_port):
-    server = serve(operator)
-    await server.open(address("127.0.0.1", unused_tcp_port))
-    reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
-    writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await reader.readuntil(b"ok\n")
-    async with asyncio.timeout(3):
-        await server.close()
-    writer.close()
-
-
 def test_a_report_can_be_read_by_the_release_before():
     newer = msgspec.json.encode({"fresh": 1} | msgspec.to_builtins(snapshot()))
     assert msgspec.json.decode(newer, type=type(snapshot())) == snapshot()
