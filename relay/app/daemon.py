@@ -126,6 +126,7 @@ class Daemon:
         upstream = self._make_upstream()
         await rooms.enter_async_context(upstream)
         self._forwarder = self._make_forwarder(self._spool, upstream)
+        self._spool.bound_share_of(self._forwarder.is_held_back)
         self._door.open_to(self._spool)
         if folder.volatile:
             _log.warning(
@@ -229,6 +230,7 @@ class Daemon:
             chunk_bytes_max=min(CHUNK_BYTES_MAX, upstream.batch_bytes_max),
             disk_free_bytes_min=queue.disk_free_bytes_min,
             lanes_max=queue.lanes_max,
+            lane_bytes_share_max=queue.lane_bytes_share_max,
             now_ms=_now_ms,
             committed=self._observer.commit_ended,
             failed=self._stop.fail,

@@ -52,7 +52,8 @@ def gather(
 
 def _queue(stats: Stats, disk_free_bytes_min: int) -> QueueNumbers:
     return QueueNumbers(
-        ready=stats.ready,
+        ready=not stats.refusal,
+        refusal=stats.refusal,
         recovering=stats.recovering,
         events=stats.events,
         bytes=stats.bytes,

@@ -62,8 +62,8 @@ class LaneStats(msgspec.Struct, frozen=True):
 class Stats(msgspec.Struct, frozen=True):
     """The whole spool now, and its counters since the process began."""
 
-    ready: bool
-    """Appends can be made durable now."""
+    refusal: str
+    """Why nothing can be made durable now; empty where it can."""
     recovering: bool
     """The index of an earlier life is still loading; the numbers below grow until it ends."""
     events: int
@@ -107,6 +107,10 @@ class Spool(Protocol):
 
     def subscribe(self, wake: Callable[[int], None]) -> None:
         """Have `wake(lane)` called on the loop whenever a lane gets chunks that can be leased."""
+        ...
+
+    def bound_share_of(self, is_held_back: Callable[[int], bool]) -> None:
+        """Have lanes for which this is true (they back off or are parked) kept within their share of the queue."""
         ...
 
     def key_of(self, lane: int) -> str:

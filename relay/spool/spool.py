@@ -11,6 +11,8 @@ from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import structlog
+
 from relay.errors import AnswerDue, ChunkCorrupt, DiskFailing, NotNow, QueueFull, SpoolError, StoreFull
 from relay.spool import Chunk, LaneStats, Record, Ref, Stats, Verdict
 from relay.spool.folder import Folder, Space
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+_log = structlog.get_logger()
 
 INDEX_ENTRIES_MAX: Final = 1_000_000
 """Free chunks whose entries are held in memory, 28 MB; the rest stay on disk until these are delivered."""
@@ -53,6 +57,7 @@ class DiskSpool:
         chunk_bytes_max: int,
         disk_free_bytes_min: int,
         lanes_max: int,
+        lane_bytes_share_max: float = 1.0,
         index_entries_max: int = INDEX_ENTRIES_MAX,
         failures_max: int = FAILURES_MAX,
         now_ms: Callable[[], int],
@@ -65,6 +70,8 @@ class DiskSpool:
         self._store = store
         self._disk_free_min = disk_free_bytes_min
         self._lanes_max = lanes_max
+        self._lane_share = lane_bytes_share_max
+        self._is_held_back: Callable[[int], bool] = lambda _: False
         self._index_max = index_entries_max
         self._failures_max = failures_max
         self._now_ms = now_ms
@@ -173,6 +180,7 @@ class DiskSpool:
         lane = self._admit(records)
         append = Append(lane.number, records, done, deadline)
         self._check_room(append.bytes)
+        self._check_share(lane, append.bytes)
         self._pending_bytes += append.bytes
         lane.pending_events += append.events
         self._waiting[append] = None
@@ -218,6 +226,15 @@ class DiskSpool:
                 f"{self._disk_free_min}"
             )
 
+    def _check_share(self, lane: Lane, size: int) -> None:
+        """Keep a lane that is stuck from taking the room of those that move."""
+        share = int(self._store.capacity_bytes * self._lane_share)
+        if lane.bytes + size > share and len(self._lanes) > 1 and self._is_held_back(lane.number):
+            raise QueueFull(
+                f"upstream does not take this key's events; they hold {lane.bytes} bytes already, and its share of the "
+                f"queue is {share} while other keys need room (queue.lane_bytes_share_max)"
+            )
+
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def subscribe(self, wake: Callable[[int], None]) -> None:
@@ -227,6 +244,10 @@ class DiskSpool:
             if len(lane):
                 wake(lane.number)
 
+    def bound_share_of(self, is_held_back: Callable[[int], bool]) -> None:
+        """Promised in Spool."""
+        self._is_held_back = is_held_back
+
     def key_of(self, lane: int) -> str:
         """Promised in Spool."""
         return self._lanes[lane].key
@@ -235,8 +256,8 @@ class DiskSpool:
         """Promised in Spool."""
         taken = self._lanes[lane].lease(events_max, bytes_max)
         self._loaded -= len(taken)
-        if self._known_to < self._last_id and self._loaded < self._index_max // 2:
-            self._page_in()
+        if self._loaded < self._index_max // 2 or not len(self._lanes[lane]):
+            self._page_in()  # also when others fill the window: a parked lane must not hide what lies behind it
         return taken
 
     async def read(self, refs: Sequence[Ref]) -> list[Chunk]:
@@ -294,7 +315,7 @@ class DiskSpool:
     def stats(self) -> Stats:
         """Promised in Spool."""
         return Stats(
-            ready=self.not_ready() is None,
+            refusal=self.not_ready() or "",
             recovering=self._counted_to < self._recover_to,
             events=sum(lane.events for lane in self._lanes),
             bytes=self._used_bytes,
@@ -328,6 +349,8 @@ class DiskSpool:
             self._settle_found(outcome)
 
     def _settle_done(self, done: Done) -> None:
+        if self._failing is not None:
+            _log.info("commits_recovered", failed_commits=self._failures)
         self._failures, self._failing = 0, None
         self._used_bytes, self._space = done.usage.used_bytes, done.space
         born = {row.id for _, rows in done.jobs for row in rows}
@@ -397,6 +420,8 @@ class DiskSpool:
     def _settle_failed(self, failed: Failed) -> None:
         full = isinstance(failed.error, StoreFull)
         if not full:
+            if self._failing is None:
+                _log.error("commit_failed", error=str(failed.error), events=sum(a.events for a in failed.appends))
             self._failing = failed.error
             self._failures += 1
         for append in failed.appends:
@@ -453,8 +478,10 @@ class DiskSpool:
 
     async def _load(self) -> None:
         """Fill the window in memory from the disk, then count what lies beyond it."""
-        while self._known_to < self._last_id and self._loaded < self._index_max and not self._closed:
+        while self._known_to < self._last_id and not self._closed:
             await self._load_page()
+            if self._loaded >= self._index_max:
+                break
         while self._counted_to < self._recover_to and not self._closed:
             await self._count_page()
 

@@ -262,6 +262,41 @@ async def test_the_number_of_lanes_is_bounded_and_idle_ones_make_room(disk: Spoo
         assert [spool.key_of(lane.lane) for lane in spool.lanes()] == ["d"]
 
 
+async def test_a_stuck_lane_keeps_to_its_share_once_others_exist(disk: SpoolOnDisk):
+    async with disk.open(bytes_max=40 * 1024 * 1024, lane_bytes_share_max=0.25) as spool:
+        stuck: set[int] = set()
+        spool.bound_share_of(stuck.__contains__)
+
+        async def fill(key: str) -> None:
+            while True:
+                await append(spool, record(key, text=os.urandom(60_000)))
+
+        await append(spool, record("stuck"))
+        stuck.add(spool.lanes()[0].lane)
+        for _ in range(40):
+            await append(spool, record("stuck", text=os.urandom(60_000)))  # alone it may have all
+        await append(spool, record("moving"))
+        with pytest.raises(QueueFull, match="lane_bytes_share_max"):
+            await append(spool, record("stuck", text=os.urandom(60_000)))
+        with pytest.raises(QueueFull, match="the queue is full"):
+            await fill("moving")
+
+
+async def test_what_lies_behind_a_parked_lane_that_fills_the_window_is_still_found(disk: SpoolOnDisk):
+    async with disk.open(chunk_events_max=1) as spool:
+        await append(spool, *[record("parked", text=b"{}") for _ in range(500)])
+        await append(spool, *[record("moving", text=b"{}") for _ in range(5)])
+    async with disk.open(index_entries_max=100) as spool:
+        await until(lambda: not spool.stats().recovering)
+        moving = next(lane.lane for lane in spool.lanes() if spool.key_of(lane.lane) == "moving")
+        taken = 0
+        while taken < 5:
+            refs = spool.lease(moving, events_max=99, bytes_max=1 << 20)
+            taken += len(refs)
+            spool.ack(refs)
+            await asyncio.sleep(0.005)
+
+
 class FailingStore(Store):
     """Fails the commits whose numbers are in `plan`."""
 
