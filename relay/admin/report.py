@@ -255,8 +255,9 @@ def _chart(depth: Sequence[tuple[float, int]]) -> Chart:
     ]
     line = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
     area = f"{line} L{points[-1][0]:g} {CHART_HEIGHT} L{points[0][0]:g} {CHART_HEIGHT} Z"
-    reach = span(depth[0][0]) if depth[0][0] else "moment"
-    description = f"Events queued over the last {reach}: {count(depth[-1][1])} now, {count(highest)} at most."
+    description = (
+        f"Events queued in the last {about(depth[0][0])}: {count(depth[-1][1])} now, {count(highest)} at most."
+    )
     return Chart(line=line, area=area, top=count(top), description=description)
 
 
@@ -304,7 +305,7 @@ def _attempt(attempt: AttemptNumbers) -> tuple[Cell, ...]:
         Cell(size(attempt.bytes)),
         Cell(span(attempt.seconds)),
         Cell(attempt.fingerprint),
-        Cell(_excerpt(attempt.detail)),
+        Cell("" if good else _excerpt(attempt.detail)),
     )
 
 

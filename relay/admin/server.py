@@ -13,11 +13,11 @@ from aiohttp import web
 from relay.admin.page import CONTENT_SECURITY_POLICY, render
 from relay.admin.report import Report, make_report
 from relay.errors import RelayError
-from relay.observe import History
+from relay.observe import SAMPLE_SECONDS, History
 from relay.observe.metrics import CONTENT_TYPE, Reading, process_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from relay.observe import Observer, Snapshot
 
@@ -74,10 +74,10 @@ def make_admin(
     history: History | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> web.Application:
-    """Build the application. `source` is called on the event loop, at each look.
+    """Build the application. `source` is called on the event loop, every SAMPLE_SECONDS and at each look.
 
-    `hosts` are names under which browsers may open the page, beside loopback names and IP addresses. `history` is
-    what somebody else samples; without one there are no rates and the curve is a point.
+    `hosts` are names under which browsers may open the page, beside loopback names and IP addresses. `history` takes
+    the samples; a new one unless given.
     """
     window = _Window(
         observer=observer,
@@ -94,31 +94,23 @@ def make_admin(
     app.router.add_get("/startupz", window.startupz)
     app.router.add_get("/status", window.status)
     app.router.add_get("/", window.page)
+    app.cleanup_ctx.append(window.sampling)
     app.on_response_prepare.append(_harden)
     return app
 
 
 class AdminServer:
-    """The application on its address."""
+    """The application on its address, TCP or a Unix socket."""
 
-    def __init__(
-        self, *, observer: Observer, source: Callable[[], Snapshot], health: Health, history: History | None = None
-    ) -> None:
+    def __init__(self, *, observer: Observer, source: Callable[[], Snapshot], health: Health) -> None:
         self._observer = observer
         self._source = source
         self._health = health
-        self._history = history
         self._runner: web.AppRunner | None = None
 
     async def open(self, address: Address) -> None:
         """Bind and answer; raises RelayError where the address cannot be had."""
-        app = make_admin(
-            observer=self._observer,
-            source=self._source,
-            health=self._health,
-            hosts=(address.host,),
-            history=self._history,
-        )
+        app = make_admin(observer=self._observer, source=self._source, health=self._health, hosts=(address.host,))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS_MAX)
         await self._runner.setup()
         try:
@@ -169,6 +161,18 @@ class _Window:
         self._scraping = asyncio.Lock()
         self._scraped_at = float("-inf")
         self._scraped = b""
+        self._timer: asyncio.TimerHandle
+
+    async def sampling(self, _: web.Application) -> AsyncIterator[None]:
+        """Take a sample of the queue every SAMPLE_SECONDS while the application runs."""
+        self._sample()
+        yield
+        self._timer.cancel()
+
+    def _sample(self) -> None:
+        # The timer first: a source that raises costs one sample, told by the loop's handler, and not the whole curve.
+        self._timer = asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self._sample)
+        self._history.sample(self._source())
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Answer the text exposition: read here on the loop (0.3 ms), written in a thread, which also reads /proc."""

@@ -10,6 +10,7 @@ _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86400
 _COARSE_SECONDS: Final = 3 * _MINUTE
+_MILLISECONDS_BELOW_SECONDS: Final = 0.1
 _TENTHS_BELOW_SECONDS: Final = 10
 _KIBI: Final = 1024
 _FOUR_DIGITS: Final = 999.95
@@ -39,8 +40,10 @@ def size(number: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """Give seconds as `0.4 s`, `8 s`, `4 min 12 s`, `5 h 40 min`, `3 d 4 h`: two units at most."""
+    """Give seconds as `4 ms`, `0.4 s`, `8 s`, `4 min 12 s`, `5 h 40 min`, `3 d 4 h`: two units at most."""
     seconds = max(0.0, seconds)
+    if 0 < round(seconds, 3) < _MILLISECONDS_BELOW_SECONDS:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < _TENTHS_BELOW_SECONDS and round(seconds, 1) % 1:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -44,7 +44,7 @@ async def test_scrapes_at_the_same_time_share_one_reading(admin, operator):
 
     first, *others = await asyncio.gather(*(scrape() for _ in range(8)))
     assert others == [first] * 7
-    assert operator.looks == 1
+    assert operator.looks == 1 + 1  # one to sample the curve, one for all scrapes
 
 
 async def test_a_later_scrape_reads_anew(admin, operator):
@@ -141,6 +141,22 @@ async def test_every_answer_is_hardened(admin, path):
         assert "Access-Control-Allow-Origin" not in answer.headers
 
 
+async def test_the_curve_is_sampled_from_the_moment_the_window_opens(operator):
+    server = serve(operator)
+    await server.open(address("127.0.0.1"))
+    assert operator.looks == 1
+    await server.close()
+
+
+@pytest.mark.slow
+async def test_the_curve_gets_a_point_every_five_seconds(operator):
+    server = serve(operator)
+    await server.open(address("127.0.0.1"))
+    await asyncio.sleep(10.5)
+    await server.close()
+    assert operator.looks == 3
+
+
 async def test_a_source_that_fails_costs_one_answer(admin, operator, caplog):
     good, operator.snapshot = operator.snapshot, None
     async with admin.get("/metrics") as answer:
@@ -153,7 +169,7 @@ async def test_a_source_that_fails_costs_one_answer(admin, operator, caplog):
 
 
 def serve(operator) -> AdminServer:
-    return AdminServer(observer=operator.observer, source=operator.look, health=operator, history=operator.history)
+    return AdminServer(observer=operator.observer, source=operator.look, health=operator)
 
 
 def address(host: str = "", port: int = 0, path: str = "") -> SimpleNamespace:

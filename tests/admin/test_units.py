@@ -22,7 +22,9 @@ from relay.admin.units import about, clock, count, countdown, events, rate, shar
         (size((1 << 30) - 1), "1 GiB"),
         (size(1 << 70), "1,048,576 PiB"),
         (span(0), "0 s"),
-        (span(0.04), "0 s"),
+        (span(0.0001), "0 s"),
+        (span(0.0023), "2 ms"),
+        (span(0.0999), "0.1 s"),
         (span(0.42), "0.4 s"),
         (span(8), "8 s"),
         (span(9.97), "10 s"),
@@ -57,7 +59,7 @@ def test_numbers_read_as_people_write_them(told, expected):
 def test_a_span_has_two_units_at_most_and_no_unit_that_overflows(seconds):
     words = span(seconds).split()
     assert len(words) in (2, 4)
-    limits = {"s": 60, "min": 60, "h": 24, "d": 10**9}
+    limits = {"ms": 100, "s": 60, "min": 60, "h": 24, "d": 10**9}
     assert all(float(number) < limits[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
 
 
