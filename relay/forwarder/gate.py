@@ -82,7 +82,7 @@ class Gate:
         self.in_flight -= 1
 
     def withdrawn(self) -> None:
-        """The request that was let through never went out, so nothing was learned."""
+        """The request that was let through taught nothing: it never went out, or its batch alone is at fault."""
         self._probing = False
 
     def alive(self) -> None:

@@ -49,6 +49,9 @@ class Lane:
         """End of its back-off, or the time of its next probe."""
         self.last_started_at = float("-inf")
         self.sent_bytes = 0.0
+        """Its turns so far, in bytes of text."""
+        self.spared_until = 0.0
+        """Nothing of it expires before: it could not have been sent while the lane waited for somebody."""
         self.ticket = 0
 
     def state(self, now: float) -> LaneState:
@@ -99,7 +102,7 @@ class Lane:
         self.error = error
 
     def healed(self) -> None:
-        """A batch was delivered: nothing stands against this lane."""
+        """Its key works, so nothing stands against this lane."""
         self.failures, self.parked, self.error, self.wait_until = 0, False, "", 0.0
 
     def started(self, now: float, size: int) -> None:

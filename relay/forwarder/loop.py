@@ -14,7 +14,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
 from relay.errors import ChunkCorrupt, SpoolError
-from relay.forwarder.batching import Batch, Bounds, carve_smallest, plan
+from relay.forwarder.batching import Batch, Bounds, body_bytes, carve_smallest, plan
 from relay.forwarder.courier import Courier
 from relay.forwarder.delivery import Verdict
 from relay.forwarder.expiry import split_old
@@ -324,6 +324,8 @@ class Forwarder:
         try:
             try:
                 batch = await self._load(lane, key, batch, refs, probe=probe)
+                if batch is not None:
+                    lane.sent_bytes += body_bytes(batch.chunks or ()) - batch.stored_bytes
                 trip = await self._attempt(lane, key, batch) if batch is not None else None
             finally:
                 self._gate.ended()
@@ -339,8 +341,7 @@ class Forwarder:
 
     async def _load(self, lane: Lane, key: str, batch: Batch | None, refs: list[Ref], *, probe: bool) -> Batch | None:
         """Give the batch with its bodies; None where nothing of it is left, or the disk would not."""
-        cut_off_ms = None if probe else self._sweeper.cut_off_ms()
-        old, fresh = split_old(refs, cut_off_ms)
+        old, fresh = split_old(refs, self._sweeper.cut_off_ms(lane))
         if old:
             expired = Batch(refs=tuple(old)) if batch is None else batch.part(old)
             await self._settler.bury(lane, fingerprint(key), expired, expired_epitaph(expired))

@@ -163,6 +163,8 @@ class Settler:
         if not batch.suspect and batch.failures <= 1:
             wait = outcome.retry_after_seconds
             self._gate.failed(now, culprit=batch.first_id, reason=outcome.summary, retry_after_seconds=wait)
+        else:
+            self._gate.withdrawn()  # this batch says nothing about the host any more
         batch.host_score = (self._gate.successes, self._gate.failures)
         if alone and (batch.suspect or batch.failures >= SUSPECT_FAILURES):
             await self._isolate(lane, key, batch, chunks, outcome)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from relay.forwarder.journal import Journal
-    from relay.forwarder.lanes import Lanes
+    from relay.forwarder.lanes import Lane, Lanes
     from relay.forwarder.leases import Leases
     from relay.forwarder.settling import Settler
     from relay.spool import Spool
@@ -49,13 +49,19 @@ class Sweeper:
         self._settler = settler
         self._journal = journal
         self._wake = wake
+        self._age_seconds_max = age_seconds_max
         self._expiry = Expiry(age_seconds_max=age_seconds_max)
         self._monotonic = monotonic
         self._wall = wall
 
-    def cut_off_ms(self) -> int | None:
-        """Chunks accepted before this are too old to send; None while ages cannot be believed, or never matter."""
+    def cut_off_ms(self, lane: Lane | None = None) -> int | None:
+        """Chunks accepted before this are too old to send; None while ages cannot be believed, or do not matter."""
         monotonic, wall = self._monotonic(), self._wall()
+        if lane is not None and (lane.parked or lane.paused):
+            # What it holds grew old through no fault of ours; it gets as long again to be delivered.
+            lane.spared_until = monotonic + self._age_seconds_max
+        if lane is not None and monotonic < lane.spared_until:
+            return None
         if self._expiry.look(monotonic=monotonic, wall=wall):
             self._journal.clock_stepped()
         return self._expiry.cut_off_ms(monotonic=monotonic, wall=wall)
@@ -63,21 +69,24 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
-            cut_off_ms = self.cut_off_ms()
-            lanes = [lane for lane in self._spool.lanes() if not self._waits_for_somebody(lane.lane)]
-            for lane in lanes:
-                oldest_ms = lane.oldest_accepted_at_ms
-                if cut_off_ms is not None and oldest_ms is not None and oldest_ms < cut_off_ms:
-                    await self._sweep(lane.lane)
-            ages = [lane.oldest_accepted_at_ms for lane in lanes if lane.oldest_accepted_at_ms is not None]
+            ages: list[int] = []
+            self.cut_off_ms()  # compares the clocks, were there no lane to ask for
+            for stats in self._spool.lanes():
+                oldest_ms = stats.oldest_accepted_at_ms
+                cut_off_ms = self.cut_off_ms(self._lanes.get(stats.lane))
+                if cut_off_ms is None or oldest_ms is None:
+                    continue
+                ages.append(oldest_ms)
+                if oldest_ms < cut_off_ms:
+                    await self._sweep(stats.lane)
             await asyncio.sleep(self._seconds_to_next(ages))
 
     async def _sweep(self, number: int) -> None:
         """Set aside the lane's free chunks that are too old; those held are looked at when their batch has its turn."""
         lane, name = self._lanes.open(number), fingerprint(self._leases.key_of(number))
         fresh = False
-        while not fresh and not self._waits_for_somebody(number):
-            old, others = split_old(self._leases.lease(number, SWEEP), self.cut_off_ms())
+        while not fresh:
+            old, others = split_old(self._leases.lease(number, SWEEP), self.cut_off_ms(lane))
             self._leases.release(others)
             fresh = bool(others) or not old
             if old:
@@ -85,10 +94,6 @@ class Sweeper:
                 await self._settler.bury(lane, name, expired, expired_epitaph(expired))
         self._wake(number)
         self._lanes.put(lane)
-
-    def _waits_for_somebody(self, number: int) -> bool:
-        lane = self._lanes.get(number)
-        return lane is not None and (lane.parked or lane.paused)
 
     def _seconds_to_next(self, accepted_at_ms: list[int]) -> float:
         now = self._monotonic()

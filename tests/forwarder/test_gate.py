@@ -127,7 +127,7 @@ def test_an_answer_that_makes_no_sense_shuts_it_for_a_fixed_time():
     assert (odd.limit, odd.cautious, odd.reason) == (1, False, "")
 
 
-def test_a_probe_that_never_went_out_can_be_repeated():
+def test_a_probe_that_taught_nothing_can_be_repeated():
     shut = closed()
     attempt(shut, shut.opens_at)
     shut.withdrawn()
