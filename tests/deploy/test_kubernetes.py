@@ -376,7 +376,7 @@ def test_a_label_keeps_the_relay_out(wrapped: Callable[..., Any]) -> None:
     assert names == {"with": ["event-relay", "migrate"], "without": ["migrate"]}
 
 
-def test_a_later_component_replaces_the_settings_and_rolls_the_pods(wrapped: Callable[..., Any], tmp_path: Path) -> None:
+def test_settings_in_a_later_component_replace_ours_and_roll_the_pods(
     wrapped: Callable[..., Any], tmp_path: Path
 ) -> None:
     def config_name(found: list[dict[str, Any]]) -> str:
