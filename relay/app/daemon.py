@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 import structlog
-from aiohttp import web
 
 from relay import __version__, keyfile, systemd
-from relay.admin import make_admin
+from relay.admin import AdminServer
 from relay.app import snapshot
 from relay.app.stopping import Stop
-from relay.errors import RelayError
 from relay.forwarder.loop import Forwarder
 from relay.forwarder.upstream import Upstream
 from relay.listener import Door, Listener
@@ -120,7 +118,9 @@ class Daemon:
         self._listener = Listener(self._door)
         rooms.push_async_callback(self._listener.close, 0.0)
         self._listening = await self._listener.open(self._config.listen.address, systemd.inherited_sockets())
-        await self._open_admin(rooms)
+        admin = AdminServer(observer=self._observer, source=self.snapshot, health=self)
+        rooms.push_async_callback(admin.close)
+        await admin.open(self._config.admin.address)
         self._spool = await self._open_spool(folder)
         rooms.push_async_callback(self._spool.close)
         upstream = self._make_upstream()
@@ -179,19 +179,6 @@ class Daemon:
         if self._stop.failure is None:
             await self._stop.unless_hurried(forwarder.drain(seconds_max))
         await self._listener.close(self._config.listen.answer_seconds_max)
-
-    async def _open_admin(self, rooms: AsyncExitStack) -> None:
-        address = self._config.admin.address
-        window = make_admin(observer=self._observer, source=self.snapshot, health=self)
-        runner = web.AppRunner(window, access_log=None, handle_signals=False, shutdown_timeout=0.0)
-        rooms.push_async_callback(runner.cleanup)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, address.host, address.port).start()
-        except OSError as exc:
-            raise RelayError(
-                f"admin.address {address} cannot be had: {exc.strerror}; is another relay running?"
-            ) from exc
 
     # -- rooms --------------------------------------------------------------------------------------------------------
 

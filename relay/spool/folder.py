@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -28,12 +27,11 @@ _VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 
 
 class Space(msgspec.Struct, frozen=True):
-    """The disk as the folder sees it."""
+    """The file system that the folder lies on."""
 
     free_bytes: int
-    """Left to us by the file system."""
-    held_bytes: int
-    """Blocks that our files hold; not their lengths."""
+    """Left to us."""
+    size_bytes: int
 
 
 class Folder(msgspec.Struct, frozen=True):
@@ -52,11 +50,7 @@ class Folder(msgspec.Struct, frozen=True):
     def space(self) -> Space:
         """Ask the file system; a matter of microseconds, yet for a thread."""
         found = os.statvfs(self.path)
-        held = 0
-        for entry in os.scandir(self.path):
-            with contextlib.suppress(FileNotFoundError):  # SQLite removes its log when it closes
-                held += entry.stat(follow_symlinks=False).st_blocks * 512
-        return Space(free_bytes=found.f_bavail * found.f_frsize, held_bytes=held)
+        return Space(free_bytes=found.f_bavail * found.f_frsize, size_bytes=found.f_blocks * found.f_frsize)
 
 
 def hold(directory: Path) -> Folder:

@@ -330,7 +330,7 @@ class DiskSpool:
             dead_replayed_events=self._dead_replayed,
             dropped_events=dict(self._dropped),
             disk_free_bytes=self._space.free_bytes,
-            disk_size_bytes=self._space.held_bytes,
+            disk_size_bytes=self._space.size_bytes,
             volatile=self._folder.volatile,
         )
 
