@@ -34,13 +34,13 @@ _NAME: Final = re.compile(b'"(?:' + _USER + _COLON + b"()|" + _PRIVATE + _COLON 
 _USER_KEY, _PRIVATE_KEY = 1, 2
 
 
-def without_private(body: bytes) -> bytes:
-    """Give the body without its users' privateAttributes, every other byte as it was; raises NotJson.
+def may_hold_private(body: bytes) -> bool:
+    """Tell whether the name stands anywhere, plain or escaped; the usual body is through after one search."""
+    return b"privateAttributes" in body or (b"\\" in body and _ESCAPED_LETTER.search(body) is not None)
 
-    The usual body holds no such name, and is handed back after one search.
-    """
-    if b"privateAttributes" not in body and (b"\\" not in body or not _ESCAPED_LETTER.search(body)):
-        return body
+
+def without_private(body: bytes) -> bytes:
+    """Give the body without its users' privateAttributes, every other byte as it was; raises NotJson."""
     cuts = _find(body)
     return splice(body, cuts) if cuts else body
 

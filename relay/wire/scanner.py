@@ -97,7 +97,8 @@ def _skip_container(text: bytes, start: int) -> Value:
         at += 1
         if bracket in _OPENING:
             depth += 1
-            deepest = max(depth, deepest)
+            if depth > deepest:  # noqa: PLR1730 - a call to max() takes as long as the rest of the loop
+                deepest = depth
         elif bracket in _CLOSING:
             depth -= 1
             if not depth:

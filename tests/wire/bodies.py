@@ -1,4 +1,4 @@
-"""Bodies for the wire's tests: limits, short ways to read one, and JSON as bytes with every freedom that JSON leaves."""
+"""Bodies for the wire's tests: limits, a short way to read one, and JSON as bytes with every freedom JSON leaves."""
 
 from __future__ import annotations
 

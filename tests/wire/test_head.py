@@ -106,7 +106,7 @@ def test_a_request_without_a_time_has_no_skew():
         ({}, False),
     ],
 )
-def test_a_retry_says_so_in_either_header(headers: dict[str, str], is_retry: bool):
+def test_a_retry_says_so_in_either_header(headers: dict[str, str], *, is_retry: bool):
     assert read_head(CIMultiDict(headers), "").is_retry is is_retry
 
 
@@ -166,7 +166,7 @@ def test_a_header_that_was_no_utf8_does_not_travel():
 
 
 def test_the_block_never_grows_past_its_bound():
-    headers = CIMultiDict({name: "\U0001f389" * HEADER_CHARACTERS_MAX for name in ("user-agent", "statsig-sdk-type")})
+    headers = CIMultiDict(dict.fromkeys(("user-agent", "statsig-sdk-type"), "🎉" * HEADER_CHARACTERS_MAX))
     assert 8_000 < len(read_head(headers, "").headers) <= HEADERS_BYTES_MAX
 
 
