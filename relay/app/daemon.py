@@ -50,7 +50,7 @@ async def serve(config: Config) -> int:
         daemon = Daemon(config, stop)
         await daemon.open(rooms)
         await daemon.run()
-    daemon.last_word()
+    await daemon.last_word()
     return 0 if stop.failure is None else 1
 
 
@@ -160,16 +160,12 @@ class Daemon:
             for task in (forwarding, *tasks):
                 task.cancel()
 
-    def last_word(self) -> None:
+    async def last_word(self) -> None:
         """Say what is left on disk, in the log and where the container's supervisor reads it."""
         assert self._spool is not None
         left = self._spool.stats().events
         _log.info("stopped", undelivered_events=left)
-        with contextlib.suppress(OSError):
-            if TERMINATION_LOG.exists():
-                TERMINATION_LOG.write_text(
-                    f"{left} events are queued on disk and will be delivered by the next start\n"
-                )
+        await asyncio.to_thread(_tell_supervisor, f"{left} events are queued on disk; the next start delivers them\n")
 
     async def _drain(self, forwarder: Forwarder) -> None:
         """Deliver what can be delivered in time while apps still post; then close the front door."""
@@ -289,6 +285,12 @@ class Daemon:
                 group.create_task(keyfile.follow(self._allowed, lambda: None), name="allowed-keys")
             if self._default_key is not None:
                 group.create_task(keyfile.follow(self._default_key, self._forwarder.key_changed), name="default-key")
+
+
+def _tell_supervisor(word: str) -> None:
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(word)
 
 
 def _key_file(path: Path | None) -> keyfile.KeyFile | None:
