@@ -2,6 +2,7 @@
 
 Users stand at the top level and in each event; SDKs and people nest events in metadata as well, so a user is an object
 under the name `user`, at whatever depth. A privateAttributes member of anything else is the app's own data and stays.
+So does one that is null: it holds nothing, and statsig-node writes it into every event.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _WHITE: Final = b" \t\n\r"
 _STEP_BYTES: Final = 256
 _QUOTE, _COMMA = b'",'
+_NULL: Final = b"null"
 _OPENING: Final = b"{["
 
 
@@ -32,11 +34,15 @@ _TO_MARK: Final = re.compile(
 """Runs up to the next bracket or string that is one of the two names."""
 _NAME: Final = re.compile(b'"(?:' + _USER + _COLON + b"()|" + _PRIVATE + _COLON + b"()|" + QUOTED[1:] + b")", re.DOTALL)
 _USER_KEY, _PRIVATE_KEY = 1, 2
+_HOLDING: Final = re.compile(rb'privateAttributes"[ \t\n\r]*+:[ \t\n\r]*+(?!null)')
+"""A member of that name with more than null in it."""
 
 
 def may_hold_private(body: bytes) -> bool:
-    """Tell whether the name stands anywhere, plain or escaped; the usual body is through after one search."""
-    return b"privateAttributes" in body or (b"\\" in body and _ESCAPED_LETTER.search(body) is not None)
+    """Tell whether the name stands anywhere over more than null, plain or escaped; the usual body takes one search."""
+    if b"privateAttributes" in body and _HOLDING.search(body) is not None:
+        return True
+    return b"\\" in body and _ESCAPED_LETTER.search(body) is not None
 
 
 def without_private(body: bytes) -> bytes:
@@ -68,7 +74,7 @@ def _find(text: bytes) -> list[Edit]:
             start, at = at, key.end()
             if key.lastindex == _USER_KEY:
                 user_at = at
-            elif key.lastindex == _PRIVATE_KEY and users and users[-1]:
+            elif key.lastindex == _PRIVATE_KEY and users and users[-1] and not text.startswith(_NULL, at):
                 at = _cut(text, start, skip(text, at).end, cuts)
     if users:
         raise NotJson(len(text))
