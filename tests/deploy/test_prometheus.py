@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
     from pathlib import Path
+
+    from conftest import Life
 
     Tool = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -46,6 +49,15 @@ def alerts(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_promtool_finds_no_fault_in_the_rules(tool: Tool, folder: Path) -> None:
     done = tool("promtool", "check", "rules", "--lint=all", "--lint-fatal", folder / "rules.yml", needs=PROMETHEUS)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_finds_no_fault_in_the_metrics_page(life: Life) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip(f"promtool is not installed ({PROMETHEUS})")
+    life.turn()
+    done = subprocess.run([promtool, "check", "metrics"], input=life.page(), capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_every_alert_fires_and_stays_silent_as_its_unit_tests_say(tool: Tool, folder: Path) -> None:
