@@ -270,7 +270,11 @@ class Forwarder:
         deliver = self._deliver(lane, key, batch, refs, probe=lane.parked)
         task = self._tasks.create_task(deliver, name=f"batch-{refs[0].id}")
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._gone)
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._something_happened.set()
 
     def _park_without_key(self, lane: Lane, now: float) -> None:
         if not lane.parked:

@@ -8,6 +8,7 @@ parsed response gives a status; a server that closes after each reply makes half
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -30,7 +31,7 @@ ANSWER_BODY_SECONDS_MAX: Final = 5.0
 """Once the status is there its body must follow; one that trickles may not hold a slot of the gate."""
 RACE_SECONDS_MAX: Final = 1.0
 """A kept connection that ends sooner than this after we began to send was closing already; later, it is a failure."""
-SEND_STALL_SECONDS_MAX: Final = 10.0
+STALL_SECONDS_MAX: Final = 10.0
 """A peer that takes none of 64 KiB for this long will not take the rest; nothing is in doubt then."""
 _PIECE_BYTES: Final = 1 << 16
 """The body goes out in pieces of this size, so that a time-out knows whether all of it had left."""
@@ -70,11 +71,12 @@ class _Progress:
 class _Body(aiohttp.Payload):
     """Bytes that tell when the last of them goes to the socket."""
 
-    def __init__(self, data: bytes, progress: _Progress) -> None:
+    def __init__(self, data: bytes, progress: _Progress, stall_seconds_max: float) -> None:
         super().__init__(data)
         self._size = len(data)
         self._data = data
         self._progress = progress
+        self._stall_seconds_max = stall_seconds_max
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Give the body as text: the base class asks for it, nobody here does."""
@@ -86,7 +88,7 @@ class _Body(aiohttp.Payload):
         for start in range(0, len(data), _PIECE_BYTES):
             # Said before, not after: a closing transport still flushes what it was handed.
             self._progress.sent = start + _PIECE_BYTES >= len(data)
-            async with asyncio.timeout(SEND_STALL_SECONDS_MAX):
+            async with asyncio.timeout(self._stall_seconds_max):
                 await writer.write(data[start : start + _PIECE_BYTES])
 
 
@@ -103,10 +105,12 @@ class Upstream:
         ca_file: str = "",
         client_cert_file: str = "",
         client_key_file: str = "",
+        stall_seconds_max: float = STALL_SECONDS_MAX,
     ) -> None:
         self.timeout_seconds = timeout_seconds
         self._url = url
         self._connect_seconds_max = connect_seconds_max
+        self._stall_seconds_max = stall_seconds_max
         self._proxy = proxy or None
         self._ca_file = ca_file
         self._client_cert_file = client_cert_file
@@ -162,7 +166,7 @@ class Upstream:
                 asyncio.timeout(seconds_max),
                 session.post(
                     self._url,
-                    data=_Body(body, progress),
+                    data=_Body(body, progress, self._stall_seconds_max),
                     headers=headers,
                     allow_redirects=False,
                     proxy=self._proxy,
@@ -267,5 +271,8 @@ def _why_not_connected(exc: Exception) -> str:
 def _system_text(exc: Exception) -> str:
     """Say it as the system does, without the addresses and objects that aiohttp adds."""
     cause = getattr(exc, "os_error", None) or getattr(exc, "certificate_error", None) or exc
-    text = getattr(cause, "verify_message", "") or getattr(cause, "strerror", "") or type(cause).__name__
-    return str(text)
+    if verify_message := getattr(cause, "verify_message", ""):
+        return str(verify_message)
+    if isinstance(cause, ConnectionError | TimeoutError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(getattr(cause, "strerror", None) or type(cause).__name__)

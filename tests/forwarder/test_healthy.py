@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 
 from fakes.poster import FakePoster
 from fakes.relay import FAR, bench, record
@@ -41,9 +42,7 @@ def test_single_event_callers_share_posts_under_steady_load():
             assert sorted(b.poster.taken) == sorted(names(1000))
             assert len(b.poster.posts) <= 1 / COALESCE_SECONDS + 3
             times = [post.at for post in b.poster.posts]
-            assert (
-                min(after - before for before, after in zip(times, times[1:], strict=False)) >= COALESCE_SECONDS * 0.99
-            )
+            assert min(after - before for before, after in pairwise(times)) >= COALESCE_SECONDS * 0.99
 
     run_virtually(main())
 
@@ -248,7 +247,7 @@ def test_a_thousand_lanes_take_turns():
 def test_the_batch_id_names_what_travels():
     async def main():
         async with bench() as b:
-            for at in range(3):
+            for _ in range(3):
                 await b.put("same")
                 await b.until_empty(1)
             assert len({post.headers[BATCH_ID_HEADER] for post in b.poster.posts}) == 3

@@ -137,7 +137,7 @@ def test_a_lane_told_to_slow_down_does_not_slow_the_others():
                 await b.put(f"o{at}", key="other")
                 await asyncio.sleep(1)
                 if at == 30:
-                    assert set(standing.state for standing in b.forwarder.numbers().lanes.values()) == {"backing_off"}
+                    assert {standing.state for standing in b.forwarder.numbers().lanes.values()} == {"backing_off"}
                     assert b.forwarder.is_held_back(1)
                     assert not b.forwarder.is_held_back(2)
             await b.until_empty(600)
