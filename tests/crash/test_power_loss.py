@@ -163,7 +163,7 @@ def arrived(image: Path, folder: Path) -> set[bytes]:
     with CountingUpstream() as upstream, running(Daemon(folder, upstream.url)) as daemon:
         wait_until("the index is loaded", lambda: not daemon.status().queue.recovering)
         daemon.wait_drained()
-        assert Audit.of((), upstream.events).duplicates == {}
+        assert Audit.of((), upstream.events).repeated == 0
         return set(upstream.events)
 
 

@@ -480,6 +480,16 @@ class Audit:
     duplicates: Counter[bytes]
     """Event → times it arrived beyond the first."""
 
+    @property
+    def lost(self) -> int:
+        """Events acknowledged that never arrived."""
+        return len(self.missing)
+
+    @property
+    def repeated(self) -> int:
+        """Arrivals beyond each event's first."""
+        return self.duplicates.total()
+
     @classmethod
     def of(cls, acked: Iterable[bytes], arrived: Iterable[bytes]) -> Audit:
         counts = Counter(arrived)

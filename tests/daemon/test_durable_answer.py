@@ -17,7 +17,7 @@ CALLS = "fsync,fdatasync,write,writev,pwrite64,pwritev,sendto,sendmsg"
 SERIAL, CONCURRENT, CLIENTS = 20, 15, 4
 WEAK = Path(__file__).parents[1] / "crash" / "weak_relay.py"
 
-_LINE = re.compile(r"^(?P<thread>\d+) (?:<\.\.\. )?(?P<call>\w+)(?P<rest>.*)$", re.DOTALL)
+_LINE = re.compile(r"^(?P<thread>\d+) +(?:<\.\.\. )?(?P<call>\w+)(?P<rest>.*)$", re.DOTALL)
 _PEER = re.compile(r"TCP(?:v6)?:\[[^\]]*->(?:\[?[0-9a-f:.]+\]?):(\d+)\]")
 _ID = re.compile(r"durable-\d+-\d+\b")
 
@@ -126,7 +126,7 @@ def test_a_relay_that_does_not_sync_each_commit_is_caught(tmp_path: Path) -> Non
 
 WAL = "9</q/queue.db-wal>"
 PEER = "7<TCP:[127.0.0.1:9463->127.0.0.1:40000]>"
-WRITTEN = f'1 pwrite64({WAL}, "durable-0-0", 11, 56) = 11'
+WRITTEN = f'1     pwrite64({WAL}, "durable-0-0", 11, 56) = 11'
 ANSWERED = f'2 write({PEER}, "HTTP/1.1 202 Accepted\\r\\n", 25) = 25'
 
 
