@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ pytestmark = pytest.mark.slow
 
 GRAFANA = {"$__rate_interval": "5s", "$__range": "10s", "$job": ".+", "$instance": ".+"}
 """What Grafana puts in place of its variables."""
+EVENT = b'{"events": [{"eventName": "hello", "time": 1700000000000}]}'
+QUIET_IN_A_HEALTHY_RELAY = {"Time until full"}
 
 
 def free_port() -> int:
@@ -68,9 +72,9 @@ def serving(answer: Callable[[str, bytes], bytes]) -> Iterator[int]:
 
 
 @contextmanager
-def running(folder: Path, *words: str) -> Iterator[None]:
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)
+def running(folder: Path, *words: str, **environ: str) -> Iterator[None]:
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder, env=os.environ | environ)
         try:
             yield
         finally:
@@ -109,52 +113,100 @@ class Prometheus:
             return json.load(connection.getresponse())["data"]
 
 
-class Scene:
-    """A Prometheus beside a relay, and an Alertmanager that tells a webhook."""
+class Watch:
+    """A Prometheus that scrapes one relay, and an Alertmanager that tells a webhook."""
 
-    def __init__(self, prometheus: Prometheus, life: Life, notified: list[tuple[str, Any]]) -> None:
-        self.prometheus, self.life, self.notified = prometheus, life, notified
+    def __init__(self, prometheus: Prometheus, notified: list[tuple[str, Any]]) -> None:
+        self.prometheus, self.notified = prometheus, notified
+
+    def scrapes(self) -> int:
+        found = self.prometheus.query("count_over_time(event_relay_build_info[1h])")
+        return int(found[0]["value"][1]) if found else 0
 
 
-@pytest.fixture(scope="module")
-def scene(deploy: Path, tmp_path_factory: pytest.TempPathFactory, life: Life) -> Iterator[Scene]:
-    for name, package in (("prometheus", "prometheus"), ("prometheus-alertmanager", "prometheus-alertmanager")):
+@contextmanager
+def watching(deploy: Path, folder: Path, relay: int) -> Iterator[Watch]:
+    """Let both run, with our rules and examples, until the relay on that port has been scraped five times."""
+    for name in ("prometheus", "prometheus-alertmanager"):
         if shutil.which(name) is None:
-            pytest.skip(f"{name} is not installed (Debian package {package})")
-    tmp_path = tmp_path_factory.mktemp("scene")
+            pytest.skip(f"{name} is not installed (Debian package {name})")
     notified: list[tuple[str, Any]] = []
-
-    def scraped(_path: str, _body: bytes) -> bytes:
-        life.turn()
-        return life.page()
 
     def hooked(path: str, body: bytes) -> bytes:
         notified.append((path, json.loads(body)))
         return b""
 
     with ExitStack() as stack:
-        relay, hook = stack.enter_context(serving(scraped)), stack.enter_context(serving(hooked))
+        hook = stack.enter_context(serving(hooked))
         alertmanager, prometheus = free_port(), free_port()
-        _write_alertmanager(deploy, tmp_path, hook)
-        _write_prometheus(deploy, tmp_path, relay, alertmanager)
-        (tmp_path / "am").mkdir()
-        (tmp_path / "pm").mkdir()
+        _write_alertmanager(deploy, folder, hook)
+        _write_prometheus(deploy, folder, relay, alertmanager)
         stack.enter_context(
             running(
-                tmp_path / "am", "prometheus-alertmanager", f"--config.file={tmp_path}/alertmanager.yml",
-                f"--storage.path={tmp_path}/am", f"--web.listen-address=127.0.0.1:{alertmanager}",
+                folder, "prometheus-alertmanager", f"--config.file={folder}/alertmanager.yml",
+                f"--storage.path={folder}/alertmanager", f"--web.listen-address=127.0.0.1:{alertmanager}",
                 "--cluster.listen-address=",
             )
         )  # fmt: skip
         stack.enter_context(
             running(
-                tmp_path / "pm", "prometheus", f"--config.file={tmp_path}/prometheus.yml",
-                f"--storage.tsdb.path={tmp_path}/pm/data", f"--web.listen-address=127.0.0.1:{prometheus}",
+                folder, "prometheus", f"--config.file={folder}/prometheus.yml",
+                f"--storage.tsdb.path={folder}/prometheus", f"--web.listen-address=127.0.0.1:{prometheus}",
             )
         )  # fmt: skip
-        api = Prometheus(prometheus)
-        wait_for("five scrapes", lambda: len(api.query("event_relay_build_info")) and life.turns > 5)
-        yield Scene(api, life, notified)
+        watch = Watch(Prometheus(prometheus), notified)
+        wait_for("five scrapes", lambda: watch.scrapes() >= 5)
+        yield watch
+
+
+@pytest.fixture(scope="module")
+def staged(deploy: Path, tmp_path_factory: pytest.TempPathFactory, life: Life) -> Iterator[Watch]:
+    """Numbers that a test chooses, on the page that the relay's own code writes."""
+
+    def scraped(_path: str, _body: bytes) -> bytes:
+        life.turn()
+        return life.page()
+
+    with serving(scraped) as relay, watching(deploy, tmp_path_factory.mktemp("staged"), relay) as watch:
+        yield watch
+
+
+@pytest.fixture
+def real(deploy: Path, tmp_path: Path) -> Iterator[Watch]:
+    """The daemon itself, delivering a few events a second to a sink."""
+    ingest, admin, upstream = free_port(), free_port(), free_port()
+    settings = {
+        "RELAY_LISTEN__ADDRESS": f"127.0.0.1:{ingest}",
+        "RELAY_ADMIN__ADDRESS": f"127.0.0.1:{admin}",
+        "RELAY_UPSTREAM__URL": f"http://127.0.0.1:{upstream}/v1/log_event",
+        "RELAY_QUEUE__DIRECTORY": str(tmp_path / "queue"),
+    }
+    relay = (sys.executable, "-m", "relay")
+    with ExitStack() as stack:
+        stack.enter_context(running(tmp_path, *relay, "sink", "--address", f"127.0.0.1:{upstream}"))
+        stack.enter_context(running(tmp_path, *relay, "run", **settings))
+        stack.enter_context(posting(ingest))
+        yield stack.enter_context(watching(deploy, tmp_path, admin))
+
+
+@contextmanager
+def posting(port: int) -> Iterator[None]:
+    """Post one event every fifth of a second."""
+    over = threading.Event()
+
+    def post() -> None:
+        while not over.wait(0.2):
+            with suppress(OSError), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("POST", "/v1/log_event", EVENT, {"statsig-api-key": "secret-test"})
+                connection.getresponse().read()
+
+    thread = threading.Thread(target=post, name="app")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _write_prometheus(deploy: Path, folder: Path, relay: int, alertmanager: int) -> None:
@@ -185,27 +237,41 @@ def has_data(found: list[Any]) -> bool:
     return any(one["value"][1] != "NaN" for one in found)
 
 
-def test_every_panel_has_data(scene: Scene, deploy: Path) -> None:
+def empty_panels(watch: Watch, deploy: Path) -> dict[str, str]:
+    """Titles and queries of the panels that Prometheus has nothing for."""
     board = json.loads((deploy / "grafana" / "event-relay.json").read_text(encoding="utf-8"))
     targets = [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel.get("targets", [])]
-    asked = ((title, expr, scene.prometheus.query(_as_grafana_asks(expr))) for title, expr in targets)
-    assert [f"{title}: {expr}" for title, expr, found in asked if not has_data(found)] == []
+    return {title: expr for title, expr in targets if not has_data(watch.prometheus.query(_as_grafana_asks(expr)))}
 
 
-def test_every_recorded_series_has_data_and_no_rule_fails(scene: Scene) -> None:
-    names = [rule["name"] for rule in scene.prometheus.rules() if rule["type"] == "recording"]
-    for name in names:
-        wait_for(name, lambda name=name: has_data(scene.prometheus.query(name)))
-    assert [(rule["name"], rule["lastError"]) for rule in scene.prometheus.rules() if rule["health"] == "err"] == []
+def wait_for_every_recorded_series(watch: Watch) -> None:
+    for name in [rule["name"] for rule in watch.prometheus.rules() if rule["type"] == "recording"]:
+        wait_for(name, lambda name=name: has_data(watch.prometheus.query(name)))
 
 
-def test_an_alert_goes_the_whole_way_to_the_pager(scene: Scene) -> None:
+def test_every_panel_has_data_whatever_happens(staged: Watch, deploy: Path) -> None:
+    assert empty_panels(staged, deploy) == {}
+
+
+def test_every_recorded_series_has_data_and_no_rule_fails(staged: Watch) -> None:
+    wait_for_every_recorded_series(staged)
+    assert [(rule["name"], rule["lastError"]) for rule in staged.prometheus.rules() if rule["health"] == "err"] == []
+
+
+def test_an_alert_goes_the_whole_way_to_the_pager(staged: Watch, life: Life) -> None:
     def page() -> tuple[str, Any] | None:
-        return next((one for one in scene.notified if "EventRelayDroppingEvents" in json.dumps(one[1])), None)
+        return next((one for one in staged.notified if "EventRelayDroppingEvents" in json.dumps(one[1])), None)
 
     assert page() is None
-    scene.life.dropped = 64
+    life.dropped = 64
     path, message = wait_for("the page", page)
     assert path == "/pager"
     assert message["status"] == "firing"
     assert message["alerts"][0]["annotations"]["runbook_url"].endswith("#eventrelaydroppingevents")
+
+
+def test_the_real_daemon_fills_every_panel_and_every_rule_and_alerts_nobody(real: Watch, deploy: Path) -> None:
+    wait_for_every_recorded_series(real)
+    assert set(empty_panels(real, deploy)) <= QUIET_IN_A_HEALTHY_RELAY
+    assert real.prometheus.query("event_relay_queue_acked_events_total > 0")
+    assert real.prometheus.query("ALERTS") == []
