@@ -5,79 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from clients.odd_events import odd_events
+from clients.specs import specs_server
 from daemon.harness import CountingUpstream, Daemon, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 HERE = Path(__file__).parent
-GATE = {
-    "name": "a_gate",
-    "type": "feature_gate",
-    "salt": "salt",
-    "defaultValue": False,
-    "enabled": True,
-    "idType": "userID",
-    "entity": "feature_gate",
-    "rules": [],
-}
-SPECS = {
-    "has_updates": True,
-    "time": 1_700_000_000_000,
-    "feature_gates": [GATE],
-    "dynamic_configs": [],
-    "layer_configs": [],
-    "layers": {},
-    "experiments": {},
-    "id_lists": {},
-    "diagnostics": {},
-}
-
-
-MAPS = {"dynamic_configs": {}, "layer_configs": {}}
-"""The Rust core wants maps by name where the older SDK wants lists."""
-
-
-class SpecsServer(BaseHTTPRequestHandler):
-    """Answers whatever an SDK asks for at its start."""
-
-    def do_GET(self) -> None:
-        specs = SPECS | {"feature_gates": {"a_gate": GATE}, **MAPS} if "core" in self.path else SPECS
-        body = json.dumps({} if "id_list" in self.path else specs).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        self.do_GET()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-        """Say nothing."""
-
-
-@contextmanager
-def specs_server() -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), SpecsServer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize("driver", ["drive_statsig.py", "drive_statsig_core.py"])
