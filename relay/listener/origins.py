@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from relay.errors import OriginForbidden
@@ -15,6 +16,10 @@ _ALLOWED_HEADERS: Final = (
     "statsig-retry-count, statsig-sdk-type, statsig-sdk-version, statsig-server-session-id, statsig-stable-id, "
     "x-request-id"
 )
+_READABLE_HEADERS: Final = "Retry-After, X-Request-Id"
+_ECHOED_CHARACTERS_MAX: Final = 1024
+_ORIGIN: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]+", re.ASCII)
 
 
 class Origins:
@@ -36,17 +41,31 @@ class Origins:
         origin = headers.get("Origin")
         if origin is None:
             return {}
-        answer = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
-        if "Access-Control-Request-Method" not in headers:
+        answer = {"Vary": "Origin"}
+        if not _may_echo(origin, _ORIGIN):
             return answer
-        if not self._allows(origin):
-            return {"Vary": "Origin"}
-        answer["Access-Control-Allow-Methods"] = "POST, OPTIONS"
-        answer["Access-Control-Allow-Headers"] = headers.get("Access-Control-Request-Headers", _ALLOWED_HEADERS)
-        answer["Access-Control-Max-Age"] = str(_PREFLIGHT_SECONDS)
-        if headers.get("Access-Control-Request-Private-Network") == "true":
-            answer["Access-Control-Allow-Private-Network"] = "true"
+        answer["Access-Control-Allow-Origin"] = origin
+        answer["Access-Control-Expose-Headers"] = _READABLE_HEADERS
+        if "Access-Control-Request-Method" in headers and self._allows(origin):
+            answer |= _preflight_headers(headers)
         return answer
 
     def _allows(self, origin: str) -> bool:
         return "*" in self._allowed or origin.lower() in self._allowed
+
+
+def _preflight_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    wanted = headers.get("Access-Control-Request-Headers", "")
+    answer = {
+        "Access-Control-Allow-Methods": "POST, OPTIONS",
+        "Access-Control-Allow-Headers": wanted if _may_echo(wanted, _HEADER_NAMES) else _ALLOWED_HEADERS,
+        "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
+    }
+    if headers.get("Access-Control-Request-Private-Network") == "true":
+        answer["Access-Control-Allow-Private-Network"] = "true"
+    return answer
+
+
+def _may_echo(text: str, pattern: re.Pattern[str]) -> bool:
+    """Tell whether a client's text can stand in a header of ours."""
+    return len(text) <= _ECHOED_CHARACTERS_MAX and pattern.fullmatch(text) is not None
