@@ -15,8 +15,7 @@ from relay.wire.scanner import QUOTED, SPACE, Edit, NotJson, gap, skip, splice
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _WHITE: Final = b" \t\n\r"
 _STEP_BYTES: Final = 256
-_QUOTE, _COMMA = b'",'
-_NULL: Final = b"null"
+_COMMA: Final = ord(",")
 _OPENING: Final = b"{["
 
 
@@ -28,13 +27,16 @@ def _spellings(name: str) -> bytes:
 _USER: Final = _spellings("user") + b'"'
 _PRIVATE: Final = _spellings("privateAttributes") + b'"'
 _COLON: Final = SPACE + b":" + SPACE
-_TO_MARK: Final = re.compile(
-    rb'[^"{}\[\]]*+(?:(?!"(?:' + _USER + b"|" + _PRIVATE + b"))" + QUOTED + rb'[^"{}\[\]]*+)*+', re.DOTALL
+_TOKEN: Final = re.compile(
+    b'"(?:%b()|%b())|%b(?:%b)?|([{}\\[\\]])|(")' % (_USER + _COLON, _PRIVATE + _COLON, QUOTED, _COLON + QUOTED),
+    re.DOTALL,
 )
-"""Runs up to the next bracket or string that is one of the two names."""
-_NAME: Final = re.compile(b'"(?:' + _USER + _COLON + b"()|" + _PRIVATE + _COLON + b"()|" + QUOTED[1:] + b")", re.DOTALL)
-_USER_KEY, _PRIVATE_KEY = 1, 2
-_HOLDING: Final = re.compile(rb'privateAttributes"[ \t\n\r]*+:[ \t\n\r]*+(?!null)')
+"""The next key that is one of the two names, other string (a key with the string that is its value), bracket, or quote
+that opens no string. No look-ahead in a possessive group: CPython before 3.11.5 runs over what it should stop at."""
+_USER_KEY, _PRIVATE_KEY, _BRACKET = 1, 2, 3
+_JUST_NULL: Final = rb"null" + SPACE + rb"[,}]"  # to its end, or what follows a null would pass with it
+_NULL: Final = re.compile(_JUST_NULL)
+_HOLDING: Final = re.compile(rb'privateAttributes"' + _COLON + rb"(?!" + _JUST_NULL + rb")")
 """A member of that name with more than null in it."""
 
 
@@ -55,27 +57,24 @@ def _find(text: bytes) -> list[Edit]:
     """Walk the whole text once, keeping for every open bracket whether it is a user's."""
     cuts: list[Edit] = []
     users = bytearray()  # a byte each, for there may be as many as the text has bytes
-    at, user_at = 0, -1
-    to_mark = _TO_MARK.match
-    while (at := to_mark(text, at).end()) < len(text):  # type: ignore[union-attr]  # it matches anywhere
-        mark = text[at]
-        if mark in _OPENING:
-            users.append(at == user_at)
-            at += 1
-        elif mark != _QUOTE:
-            if not users:
+    user_at = resume = -1
+    for token in _TOKEN.finditer(text):
+        what = token.lastindex
+        if what is None or (at := token.start()) < resume:
+            continue
+        if what == _BRACKET:
+            if text[at] in _OPENING:
+                users.append(at == user_at)
+            elif users:
+                users.pop()
+            else:
                 raise NotJson(at)
-            users.pop()
-            at += 1
-        else:
-            key = _NAME.match(text, at)
-            if key is None:
-                raise NotJson(at)
-            start, at = at, key.end()
-            if key.lastindex == _USER_KEY:
-                user_at = at
-            elif key.lastindex == _PRIVATE_KEY and users and users[-1] and not text.startswith(_NULL, at):
-                at = _cut(text, start, skip(text, at).end, cuts)
+        elif what == _USER_KEY:
+            user_at = token.end()
+        elif what != _PRIVATE_KEY:
+            raise NotJson(at)
+        elif users and users[-1] and not _NULL.match(text, token.end()):
+            resume = _cut(text, at, skip(text, token.end()).end, cuts)
     if users:
         raise NotJson(len(text))
     return cuts
@@ -83,10 +82,12 @@ def _find(text: bytes) -> list[Edit]:
 
 def _cut(text: bytes, start: int, end: int, cuts: list[Edit]) -> int:
     """Add the cut of the member `start:end` with one of its commas; give the position behind it."""
-    comma = gap(text, end)
-    if text[comma : comma + 1] == b",":
-        cuts.append(Edit(start, comma + 1, b""))
-        return comma + 1
+    after = gap(text, end)
+    if text[after : after + 1] == b",":
+        cuts.append(Edit(start, after + 1, b""))
+        return after + 1
+    if text[after : after + 1] != b"}":
+        raise NotJson(after)  # what follows such a value may be a part of it, and would be kept
     start = _rstrip(text, start)
     while cuts and cuts[-1].end == start:  # the last ones of an object go together, and the comma before them
         start = _rstrip(text, cuts.pop().start)

@@ -178,6 +178,14 @@ def test_a_cut_keeps_every_event_in_order_within_both_bounds(parts: list[bytes],
         assert count == events_max or len(chunk) + 1 + next_bytes > bytes_max, "no chunk ends before it has to"
 
 
+@pytest.mark.parametrize(
+    ("bytes_max", "counts"), [(32, [3, 1]), (31, [2, 2]), (21, [2, 2]), (20, [1] * 4), (1, [1] * 4)]
+)
+def test_commas_count_against_the_bytes_of_a_chunk(bytes_max: int, counts: list[int]):
+    text = b",".join([b'{"a":1234}'] * 4)
+    assert [count for _, count in cut(text, 4, events_max=9, bytes_max=bytes_max)] == counts
+
+
 def test_a_text_that_fits_is_given_back_unread():
     text = b"not even JSON"
     assert cut(text, 3, events_max=3, bytes_max=len(text))[0][0] is text

@@ -78,6 +78,12 @@ def test_what_is_no_members_of_a_user_stays(body: bytes):
     assert without_private(body) == body
 
 
+@pytest.mark.parametrize("value", [b'null"123-45"', b"null[123-45]", b"null123-45", b"null:123-45"])
+def test_nothing_private_hides_behind_a_null(value: bytes):
+    with contextlib.suppress(NotJson):
+        assert b"123-45" not in without_private(b'{"user":{"privateAttributes":' + value + b"}}")
+
+
 def test_users_are_found_wherever_they_stand():
     body = b'{"events":[{"metadata":{"deep":[{"user":{"a":{"user":{%b,"b":1}},%b}}]}}],"user":{%b}}' % ((SECRET,) * 3)
     assert without_private(body) == b'{"events":[{"metadata":{"deep":[{"user":{"a":{"user":{"b":1}}}}]}}],"user":{}}'
@@ -95,7 +101,7 @@ def test_the_usual_body_is_handed_back_itself(body: bytes):
 
 
 @pytest.mark.parametrize("name", [b"privateAttributes", rb"private\u0041ttributes", rb"\u0070rivateAttributes"])
-@pytest.mark.parametrize("value", [b"1", b" \n{}", b'"null"', b"nul", b"[null]"])
+@pytest.mark.parametrize("value", [b"1", b" \n{}", b'"null"', b"nul", b"[null]", b'null"a"', b"null{}", b"nullx"])
 def test_no_spelling_of_the_name_passes_for_usual(name: bytes, value: bytes):
     assert may_hold_private(b'{"user":{"privateAttributes":null},"events":[{"user":{"' + name + b'":' + value + b"}}]}")
 
