@@ -401,10 +401,13 @@ class Forwarder:
     async def _attempt(self, lane: Lane, key: str, batch: Batch) -> Trip | None:
         task = asyncio.current_task()
         assert task is not None
-        seconds_max = self._upstream.timeout_seconds
         began, attempts = self._monotonic(), batch.attempts
+        seconds_max = self._upstream.timeout_seconds
         if self._drain_until is not None:
-            seconds_max = min(seconds_max, max(0.0, self._drain_until - began))
+            seconds_max = min(seconds_max, self._drain_until - began)
+        if seconds_max <= 0:  # told to stop between its start and now
+            self._settler.rest(lane, batch, 0.0)
+            return None
         self._posting.add(task)
         try:
             trip = await self._courier.carry(key, batch, seconds_max=seconds_max)

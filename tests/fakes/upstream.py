@@ -10,7 +10,7 @@ import socket
 import struct
 import zlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import ssl
@@ -36,6 +36,22 @@ REFUSES: tuple[Fault, ...] = (
 def answer(status: int, body: bytes = b"", *, headers: str = "", length: int | None = None) -> bytes:
     size = len(body) if length is None else length
     return f"HTTP/1.1 {status} Whatever\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body
+
+
+ANSWERS: dict[str, bytes] = {
+    "yes": answer(202, YES_BODY),
+    "close": answer(202, YES_BODY),  # says nothing of it, closes all the same
+    "close_quietly": b"",
+    "malformed": b"HTP/1.1 2OO OK\r\n\r\n",
+    "cut_head": b"HTTP/1.1 202 Acc",
+    "cut_body": answer(202, YES_BODY[:6], length=len(YES_BODY)),
+    "html": answer(200, b"<html>Welcome to the airport</html>"),
+    "no": answer(202, b'{"success": false}'),
+    "bomb": answer(200, BOMB, headers="Content-Encoding: gzip\r\n"),
+    "huge": answer(200, b"[" + b"1," * 500_000 + b"1]"),
+}
+ENDS: frozenset[Fault] = frozenset({"close", "close_quietly", "reset_after", "malformed", "cut_head", "cut_body"})
+"""After these the connection is closed."""
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -69,7 +85,7 @@ class ScriptedUpstream:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def __aenter__(self) -> ScriptedUpstream:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", self._port, ssl=self.tls)
         return self
 
@@ -139,49 +155,23 @@ class ScriptedUpstream:
         self.taken.update(event["eventName"] for event in events)
 
     async def _answer(self, fault: Fault, writer: asyncio.StreamWriter) -> bool:
-        match fault:
-            case "yes":
-                writer.write(answer(202, YES_BODY))
-            case "close":  # says nothing of it, closes all the same
-                writer.write(answer(202, YES_BODY))
-                await writer.drain()
-                return False
-            case "close_quietly":
-                return False
-            case "reset_after":
-                reset(writer)
-                return False
-            case "hang":
-                await asyncio.sleep(3600)
-            case "trickle":
-                await self._trickle(writer)
-            case "malformed":
-                writer.write(b"HTP/1.1 2OO OK\r\n\r\n")
-                return False
-            case "cut_head":
-                writer.write(b"HTTP/1.1 202 Acc")
-                return False
-            case "cut_body":
-                writer.write(answer(202, YES_BODY[:6], length=len(YES_BODY)))
-                return False
-            case "html":
-                writer.write(answer(200, b"<html>Welcome to the airport</html>"))
-            case "no":
-                writer.write(answer(202, b'{"success": false}'))
-            case "bomb":
-                writer.write(answer(200, BOMB, headers="Content-Encoding: gzip\r\n"))
-            case "huge":
-                writer.write(answer(200, b"[" + b"1," * 500_000 + b"1]"))
-            case "redirect":
-                writer.write(answer(307, headers=f"Location: http://127.0.0.1:{self.port}/elsewhere\r\n"))
-            case 204 | 304:
-                writer.write(f"HTTP/1.1 {fault} Whatever\r\n\r\n".encode())
-            case int():
-                writer.write(answer(fault, b'{"error": "scripted"}'))
-            case _:
-                raise AssertionError(f"no such fault: {fault}")
-        await writer.drain()
-        return True
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        elif fault == "trickle":
+            await self._trickle(writer)
+        elif fault == "reset_after":
+            reset(writer)
+        else:
+            writer.write(self._bytes(fault))
+            await writer.drain()
+        return fault not in ENDS
+
+    def _bytes(self, fault: Fault) -> bytes:
+        if fault == "redirect":
+            return answer(307, headers=f"Location: http://127.0.0.1:{self.port}/elsewhere\r\n")
+        if fault in (204, 304):
+            return f"HTTP/1.1 {fault} Whatever\r\n\r\n".encode()
+        return answer(fault, b'{"error": "scripted"}') if isinstance(fault, int) else ANSWERS[fault]
 
     async def _trickle(self, writer: asyncio.StreamWriter) -> None:
         for byte in answer(202, YES_BODY):

@@ -42,11 +42,11 @@ async def test_connections_are_kept():
     assert (fake.requests, fake.connections) == (5, 1)
 
 
-@pytest.mark.parametrize("status", [100 + 1, 204, 307, 400, 401, 413, 429, 500, 503, 599])
+@pytest.mark.parametrize("status", [204, 307, 400, 401, 413, 429, 500, 503, 599])
 async def test_a_status_comes_from_a_parsed_response(status):
     attempt, _ = await once(lambda _: status)
-    assert isinstance(attempt.answer, Response | Malformed)
-    assert status == 101 or attempt.answer.status == status
+    assert isinstance(attempt.answer, Response)
+    assert attempt.answer.status == status
 
 
 async def test_a_malformed_status_line_is_no_400():
