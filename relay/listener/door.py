@@ -112,7 +112,7 @@ class Door:
         """Answer what is not HTTP; none of it is quoted, for it may hold a key."""
         refusal = InvalidRequest("this is not HTTP as RFC 9112 has it, or its head is too large")
         self._observer.request_answered(refusal.status, 0.0)
-        response = answers.refused(refusal, {"Server": answers.SERVER})
+        response = answers.refused(refusal, {"Server": answers.SERVER, "Connection": "close"})
         response.force_close()
         return response
 

@@ -22,6 +22,8 @@ BACKLOG: Final = 1024
 CONNECTIONS_MAX: Final = 1024
 LAST_ANSWERS_SECONDS: Final = 1.0
 """For the answers to bodies that came too late."""
+FORCED_SECONDS: Final = 0.1
+"""Then aiohttp cuts off who is left; 0 would let it wait without a bound."""
 
 
 class Listener:
@@ -30,7 +32,9 @@ class Listener:
     def __init__(self, door: Door, *, connections_max: int = CONNECTIONS_MAX) -> None:
         self._door = door
         self._crowd = Crowd(connections_max)
-        self._runner = web.ServerRunner(Server(door, self._crowd), handle_signals=False, shutdown_timeout=0.0)
+        self._runner = web.ServerRunner(
+            Server(door, self._crowd), handle_signals=False, shutdown_timeout=FORCED_SECONDS
+        )
         self._sockets = Sockets()
         self._open = False
 
