@@ -57,6 +57,9 @@ class LaneStats(msgspec.Struct, frozen=True):
     in_flight_events: int
     oldest_accepted_at_ms: int | None
     """None where the lane is empty."""
+    paused: bool = False
+    """Held by an operator."""
+    dead_chunks: int = 0
 
 
 class Stats(msgspec.Struct, frozen=True):

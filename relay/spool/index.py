@@ -14,7 +14,7 @@ from relay.spool import LaneStats, Ref
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from relay.spool.store import Entry
+    from relay.spool.store import Entry, LaneRow
 
 _COMPACT_AT: Final = 4096
 """Entries taken before the arrays are moved up; the move is then paid by as many leases."""
@@ -31,17 +31,23 @@ class Lane:
         "_returned",
         "_sizes",
         "bytes",
+        "dead_chunks",
         "events",
         "in_flight_events",
         "key",
         "leased",
         "number",
+        "paused",
         "pending_events",
     )
 
-    def __init__(self, number: int, key: str) -> None:
+    def __init__(self, number: int, key: str, *, paused: bool = False) -> None:
         self.number = number
         self.key = key
+        self.paused = paused
+        """Held by an operator; remembered here, kept by the forwarder."""
+        self.dead_chunks = 0
+        """Dead letters, which need the lane's key should they be replayed."""
         self.events = 0
         """Queued: free, leased, and those on disk whose entries are not loaded yet."""
         self.bytes = 0
@@ -116,11 +122,13 @@ class Lane:
             bytes=self.bytes,
             in_flight_events=self.in_flight_events,
             oldest_accepted_at_ms=self.oldest_accepted_at_ms(),
+            paused=self.paused,
+            dead_chunks=self.dead_chunks,
         )
 
     def is_idle(self) -> bool:
-        """Nothing queued, nothing on its way."""
-        return not (self.events or self.pending_events)
+        """Nothing queued, nothing on its way, no dead letter, no wish of an operator."""
+        return not (self.events or self.pending_events or self.dead_chunks or self.paused)
 
     def _oldest_first(self) -> Iterator[Ref]:
         """Yield the first free chunk again and again: the caller drops it before it asks for the next."""
@@ -170,10 +178,10 @@ class Lanes:
         """The key's lane, if it has one."""
         return self._by_key.get(key)
 
-    def restore(self, rows: Iterable[tuple[int, str]]) -> None:
-        """Take over the lanes of an earlier life."""
-        for number, key in rows:
-            self._add(Lane(number, key))
+    def restore(self, rows: Iterable[LaneRow]) -> None:
+        """Take over the lanes of an earlier life; of several with one key, new events go to the first."""
+        for row in rows:
+            self._add(Lane(row.number, row.key, paused=row.paused))
 
     def open(self, key: str) -> Lane:
         """Make a lane for a key that has none."""
@@ -185,9 +193,21 @@ class Lanes:
 
     def forget(self, lane: Lane) -> None:
         """Drop an idle lane."""
-        del self._by_number[lane.number], self._by_key[lane.key]
+        del self._by_number[lane.number]
+        self._unname(lane)
+
+    def rekey(self, lane: Lane, key: str) -> None:
+        """Give a lane another key; a lane that has that key already goes on taking its new events."""
+        self._unname(lane)
+        lane.key = key
+        self._by_key.setdefault(key, lane)
 
     def _add(self, lane: Lane) -> Lane:
-        self._by_number[lane.number] = self._by_key[lane.key] = lane
+        self._by_number[lane.number] = lane
+        self._by_key.setdefault(lane.key, lane)
         self._last_number = max(self._last_number, lane.number)
         return lane
+
+    def _unname(self, lane: Lane) -> None:
+        if self._by_key.get(lane.key) is lane:
+            del self._by_key[lane.key]

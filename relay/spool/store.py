@@ -1,15 +1,4 @@
-"""The disk: one SQLite file, written and read; blocking, and the only file that knows persist-queue and SQL.
-
-What persist-queue gives is the queue table with its templates, the writing and the reading connection and where they
-are kept. Its own put and get are not used: each of them is a transaction, and a queue that deletes up to a cursor
-cannot deliver one lane while another waits. We add to its table what a chunk's index entry needs, and write many rows,
-and delete many, in one transaction.
-
-    queue_default   _id · timestamp (accepted, Unix seconds) · lane · events · bytes · data (record.py)
-    chunks          covering index of all but data, in append order: opens 60,000 chunks in 70 ms
-    lanes           id · key: every API key stands on disk once, here
-    dead_letters    a mark for a row that stays where it is: why, when, and what upstream said
-    meta            what the file knows of itself
+"""The disk, written and read in transactions; blocking. What the file looks like stands in table.py.
 
 One thread may commit while another reads; `close` and `reopen` wait for both.
 """
@@ -19,30 +8,40 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from persistqueue import SQLiteQueue
+import structlog
 
-from relay.errors import SpoolForeign, SpoolTooNew, StoreFailed, StoreFull
+from relay.errors import StoreFailed
+from relay.spool import letters, salvage
 from relay.spool.record import Verdict  # noqa: TC001 – msgspec reads it when a Struct is decoded
+from relay.spool.table import (
+    APPLICATION_ID,
+    FILE_NAME,
+    FORMAT,
+    PAGE_BYTES,
+    READ_ROWS_MAX,
+    WAL_BYTES_MAX,
+    ChunkTable,
+    StoreDamaged,
+    check_format,
+    translated,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-FILE_NAME: Final = "queue.db"
-APPLICATION_ID: Final = 0x45565252  # "EVRR"
-FORMAT: Final = 1
-"""`user_version` of the file. Format N stays readable by the release before the one that brought it."""
+    from relay.spool.letters import Choice, DeadLetter
 
-PAGE_BYTES: Final = 4096
-WAL_BYTES_MAX: Final = 32 * 1024 * 1024
-"""Kept free of `bytes_max` for the write-ahead log: one commit of 8 MiB, the next, and what a reader holds back."""
-LOCK_SECONDS: Final = 1.0
-"""How long a statement waits for a reader of another process."""
-READ_ROWS_MAX: Final = 100
-"""Rows in one SELECT of bodies: an open cursor holds the log from being checkpointed."""
+__all__ = ["APPLICATION_ID", "FILE_NAME", "FORMAT", "Changes", "ChunkTable", "Entry", "Grave", "Row", "Store", "Usage"]
+
+_log = structlog.get_logger()
+
+_KEY_END: Final = "\n"
+"""No key holds a line break. A lane that was given another key is stored as that key, a line break and its number, so
+that a lane which has that key already keeps it to itself: no two rows say the same."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -74,6 +73,25 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     accepted_at_ms: int
 
 
+class LaneRow(msgspec.Struct, frozen=True):
+    """A lane as it stands on disk."""
+
+    number: int
+    key: str
+    paused: bool
+    rekeyed: bool
+    """It was given this key by an operator; another lane may have it too."""
+
+
+class DeadTotals(msgspec.Struct, frozen=True):
+    """What one lane holds as dead letters."""
+
+    lane: int
+    chunks: int
+    events: int
+    bytes: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Pages of the file: in use, and free for the next rows."""
 
@@ -89,114 +107,21 @@ class Changes(msgspec.Struct):
     deletes: list[int] = msgspec.field(default_factory=list)
     graves: list[Grave] = msgspec.field(default_factory=list)
     forgotten_lanes: list[int] = msgspec.field(default_factory=list)
+    revived: list[tuple[int, int, int]] = msgspec.field(default_factory=list)
+    """Dead letters that are queued anew: (id, new id, accepted anew at, Unix ms)."""
+    dropped: list[int] = msgspec.field(default_factory=list)
+    """Dead letters that go for good."""
+    paused: list[tuple[int, bool]] = msgspec.field(default_factory=list)
+    rekeyed: list[tuple[int, str]] = msgspec.field(default_factory=list)
 
 
-class ChunkTable(SQLiteQueue):
-    """persist-queue's table and connections, with our columns, our durability and our error texts."""
-
-    synchronous = "FULL"
-    """NORMAL would answer before the log is on the disk; the power-loss test proves that it loses."""
-
-    _SQL_CREATE = (
-        "CREATE TABLE IF NOT EXISTS {table_name} ("
-        "{key_column} INTEGER PRIMARY KEY AUTOINCREMENT, timestamp FLOAT NOT NULL, lane INTEGER NOT NULL, "
-        "events INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB NOT NULL)"
-    )
-    _SQL_INSERT = (
-        "INSERT INTO {table_name} ({key_column}, timestamp, lane, events, bytes, data) VALUES (?, ?, ?, ?, ?, ?)"
-    )
-    _SQL_DELETE = "DELETE FROM {table_name} WHERE {key_column} {op} ?"
-
-    def __init__(self, path: Path, *, bytes_max: int) -> None:
-        self._pages_max = max((bytes_max - WAL_BYTES_MAX) // PAGE_BYTES, 1024)
-        super().__init__(
-            str(path),
-            multithreading=True,  # a connection to write and one to read
-            timeout=LOCK_SECONDS,
-            auto_commit=False,
-            serializer=_RawBytes,
-            db_file_name=FILE_NAME,
-        )
-
-    @property
-    def writer(self) -> sqlite3.Connection:
-        """The connection that commits."""
-        return cast("sqlite3.Connection", self._putter)
-
-    @property
-    def reader(self) -> sqlite3.Connection:
-        """The connection that reads."""
-        return cast("sqlite3.Connection", self._getter)
-
-    @property
-    def sql_insert(self) -> str:
-        """Template of an insert, in the order of Row's fields as `_row_values` lays them."""
-        return str(self._sql_insert)
-
-    @property
-    def sql_delete(self) -> str:
-        """Template of a delete by id."""
-        return self._SQL_DELETE.format(table_name=self._table_name, key_column=self._key_column, op="=")
-
-    def _new_db_connection(self, path: str, multithreading: bool, timeout: float) -> sqlite3.Connection:  # noqa: FBT001 – persist-queue's signature
-        connection = sqlite3.connect(
-            f"{path}/{self.db_file_name}",
-            timeout=timeout,
-            check_same_thread=not multithreading,
-            isolation_level=None,  # transactions begin and end where we say so
-            cached_statements=64,
-        )
-        for pragma in (
-            f"page_size={PAGE_BYTES}",
-            "auto_vacuum=INCREMENTAL",  # holds only before the first table: room goes back to the disk in small steps
-            "journal_mode=WAL",
-            f"synchronous={self.synchronous}",
-            "secure_delete=OFF",  # Debian compiles it in: deletes then write 2.7 times their size
-            "temp_store=MEMORY",
-            f"journal_size_limit={WAL_BYTES_MAX // 2}",
-            f"max_page_count={self._pages_max}",
-            "foreign_keys=OFF",
-            "cache_size=-4096",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
-
-    def _count(self) -> int:
-        return 0  # `total` is not used; counting would read the whole index at every start
-
-
-class _RawBytes:
-    """Serializer of persist-queue's own put and get, for whoever opens the file with them."""
-
-    @staticmethod
-    def dumps(value: bytes) -> bytes:
-        return value
-
-    @staticmethod
-    def loads(value: bytes) -> bytes:
-        return value
-
-
-_CREATE_LANES: Final = (
-    "CREATE TABLE IF NOT EXISTS lanes (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, "
-    "paused INTEGER NOT NULL DEFAULT 0)"
-)
-_CREATE_DEAD_LETTERS: Final = (
-    "CREATE TABLE IF NOT EXISTS dead_letters (chunk INTEGER PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL, "
-    "status INTEGER NOT NULL, attempts INTEGER NOT NULL, first_attempt_at FLOAT NOT NULL, died_at FLOAT NOT NULL)"
-)
-_SCHEMA: Final = (
-    "CREATE UNIQUE INDEX IF NOT EXISTS chunks ON queue_default (_id, lane, events, bytes, timestamp)",
-    _CREATE_LANES,
-    _CREATE_DEAD_LETTERS,
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    f"PRAGMA application_id={APPLICATION_ID}",
-    f"PRAGMA user_version={FORMAT}",
-)
 _INSERT_GRAVE: Final = (
     "INSERT OR REPLACE INTO dead_letters (chunk, reason, detail, status, attempts, first_attempt_at, died_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+_MOVE: Final = "UPDATE queue_default SET _id = ?, timestamp = ? WHERE _id = ?"
+_RAISE_SEQUENCE: Final = "UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'queue_default'"
+"""SQLite does it by itself for an INSERT alone."""
 _LIVE: Final = (
     "FROM queue_default AS q INDEXED BY chunks "
     "WHERE q._id > ? AND q._id <= ? AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE chunk = q._id)"
@@ -221,8 +146,15 @@ class Store:
         self._bytes_max = bytes_max
         self._open_table = open_table
         self._reading = threading.Lock()
+        self._damaged = self._moved = False
+        self._inode = (0, 0)
         check_format(path / FILE_NAME)
-        self._table = self._open()
+        salvage.finish(path)
+        try:
+            self._table = self._open()
+        except StoreDamaged as damage:
+            self._mend(str(damage))
+            self._table = self._open()
 
     @property
     def capacity_bytes(self) -> int:
@@ -230,15 +162,39 @@ class Store:
         return self._bytes_max - WAL_BYTES_MAX
 
     def reopen(self) -> None:
-        """Close what is open and open it anew: after a failed commit nothing in memory can be trusted."""
+        """Close what is open and open it anew: after a failed commit nothing in memory can be trusted.
+
+        What SQLite found damaged, or what somebody moved away underneath, is salvaged first, chunk by chunk under the
+        same ids; a chunk of which only the index entry is left comes back without bytes, for `decode` to refuse.
+        """
         with self._reading:
+            if self._moved:
+                self._mend("the file was moved or removed underneath", source=self._table.writer)
             with contextlib.suppress(sqlite3.Error):
                 self._table.close()
-            self._table = self._open()
+            if self._damaged:
+                self._mend("SQLite finds the file damaged")
+            try:
+                self._table = self._open()
+            except StoreDamaged as damage:
+                self._mend(str(damage))
+                self._table = self._open()
+            self._damaged = self._moved = False
+
+    def look(self) -> None:
+        """Raise StoreFailed where the file's name no longer leads to the file that is open."""
+        try:
+            found = (self._path / FILE_NAME).stat()
+        except FileNotFoundError:
+            self._moved = True
+        else:
+            self._moved = (found.st_dev, found.st_ino) != self._inode
+        if self._moved:
+            raise StoreFailed(f"{self._path / FILE_NAME} was moved, removed or replaced while the relay had it open")
 
     def close(self) -> None:
         """Checkpoint the log into the file and close it."""
-        with self._reading, _translated("closing the queue"):
+        with self._reading, self._translated("closing the queue"):
             self._table.close()
 
     def commit(self, changes: Changes) -> None:
@@ -248,20 +204,11 @@ class Store:
         store is reopened.
         """
         table, writer = self._table, self._table.writer
-        with _translated("committing"):
+        with self._translated("committing"):
             writer.execute("BEGIN IMMEDIATE")
             try:
-                if changes.lanes:
-                    writer.executemany("INSERT OR IGNORE INTO lanes (id, key) VALUES (?, ?)", changes.lanes)
-                if changes.rows:
-                    writer.executemany(table.sql_insert, map(_row_values, changes.rows))
-                if changes.deletes:
-                    writer.executemany(table.sql_delete, [(chunk,) for chunk in changes.deletes])
-                graves = changes.graves + _born_dead(changes.rows)
-                if graves:
-                    writer.executemany(_INSERT_GRAVE, map(_grave_values, graves))
-                if changes.forgotten_lanes:
-                    writer.executemany("DELETE FROM lanes WHERE id = ?", [(lane,) for lane in changes.forgotten_lanes])
+                for sql, values in _statements(table, changes):
+                    writer.executemany(sql, values)
                 writer.execute("COMMIT")
             except BaseException:
                 if writer.in_transaction:  # SQLite rolls back by itself on FULL and IOERR
@@ -270,19 +217,19 @@ class Store:
 
     def prove(self) -> None:
         """Commit something small, to learn whether the disk takes it."""
-        with _translated("trying the disk"):
+        with self._translated("trying the disk"):
             self._table.writer.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('proved', datetime('now'))")
 
     def usage(self) -> Usage:
         """Pages in use and free; for the committing thread, from the page cache."""
-        with _translated("counting pages"):
+        with self._translated("counting pages"):
             (pages,) = self._table.writer.execute("PRAGMA page_count").fetchone()
             (free,) = self._table.writer.execute("PRAGMA freelist_count").fetchone()
         return Usage(used_bytes=(pages - free) * PAGE_BYTES, free_bytes=free * PAGE_BYTES)
 
     def give_back(self, pages: int) -> None:
         """Return some free pages to the file system; for the committing thread."""
-        with _translated("shrinking the file"):
+        with self._translated("shrinking the file"):
             self._table.writer.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
 
     def last_id(self) -> int:
@@ -290,9 +237,10 @@ class Store:
         rows = self._select("SELECT seq FROM sqlite_sequence WHERE name = 'queue_default'")
         return int(rows[0][0]) if rows else 0
 
-    def lanes(self) -> list[tuple[int, str]]:
-        """Every lane's id and key."""
-        return self._select("SELECT id, key FROM lanes ORDER BY id")
+    def lanes(self) -> list[LaneRow]:
+        """Every lane, those first that were not rekeyed."""
+        rows = self._select("SELECT id, key, paused FROM lanes ORDER BY id")
+        return sorted((_lane_row(*row) for row in rows), key=lambda lane: lane.rekeyed)
 
     def entries(self, after: int, upto: int, limit: int) -> list[Entry]:
         """The next live chunks by id, `after` < id <= `upto`."""
@@ -306,13 +254,17 @@ class Store:
         sql = f"SELECT q.lane, COUNT(*), SUM(q.events), SUM(q.bytes) {_LIVE} GROUP BY q.lane"
         return self._select(sql, after, upto)
 
-    def dead_totals(self) -> tuple[int, int]:
-        """Events and bytes that lie as dead letters."""
-        ((events, size),) = self._select(
-            "SELECT COALESCE(SUM(q.events), 0), COALESCE(SUM(q.bytes), 0) FROM dead_letters AS d "
-            "JOIN queue_default AS q INDEXED BY chunks ON q._id = d.chunk"
-        )
-        return events, size
+    def dead_totals(self) -> list[DeadTotals]:
+        """What lies as dead letters, by lane."""
+        found: dict[int, DeadTotals] = {}
+        for lane, _, chunks, events, size, _ in letters.count(self._select, letters.Choice(), upto=self.last_id()):
+            had = found.get(lane, DeadTotals(lane, 0, 0, 0))
+            found[lane] = DeadTotals(lane, had.chunks + chunks, had.events + events, had.bytes + size)
+        return list(found.values())
+
+    def dead_letters(self, choice: Choice, *, after: int, upto: int, limit: int) -> list[DeadLetter]:
+        """The next chosen dead letters by id, `after` < id <= `upto`."""
+        return letters.select(self._select, choice, after=after, upto=upto, limit=limit)
 
     def read(self, ids: Sequence[int]) -> dict[int, tuple[int, bytes]]:
         """Lane and stored bytes by id; ids that are gone are left out."""
@@ -325,42 +277,60 @@ class Store:
         return found
 
     def _open(self) -> ChunkTable:
-        with _translated(f"opening {self._path / FILE_NAME}"):
+        file = self._path / FILE_NAME
+        with self._translated(f"opening {file}"):
             table = self._open_table(self._path, bytes_max=self._bytes_max)
-            with contextlib.closing(table.writer.cursor()) as cursor:
-                cursor.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    cursor.execute(statement)
-                cursor.execute("COMMIT")
-        for file in self._path.glob(FILE_NAME + "*"):
-            file.chmod(0o600)
+            table.add_schema()
+        for one in self._path.glob(FILE_NAME + "*"):
+            one.chmod(0o600)
+        found = file.stat()
+        self._inode = (found.st_dev, found.st_ino)
         return table
 
+    def _mend(self, why: str, source: sqlite3.Connection | None = None) -> None:
+        """Put a sound file in the place of one that is not; what was there stays beside it, under another name."""
+        mended = salvage.mend(self._path, source=source, open_table=self._open_table)
+        _log.error("queue_file_salvaged", why=why, **msgspec.structs.asdict(mended))
+
     def _select(self, sql: str, *values: Any) -> list[Any]:
-        with self._reading, _translated("reading the queue"):
+        with self._reading, self._translated("reading the queue"):
             return self._table.reader.execute(sql, values).fetchall()
 
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Turn SQLite's errors into ours, and remember that the file is damaged."""
+        try:
+            with translated(doing):
+                yield
+        except StoreDamaged:
+            self._damaged = True
+            raise
 
-def check_format(file: Path) -> None:
-    """Refuse a file that is not ours, or that a later release wrote, by its header alone: nothing is opened or touched.
 
-    SQLite keeps `user_version` at byte 60 and `application_id` at byte 68, big-endian (sqlite.org/fileformat2.html).
-    """
-    try:
-        with file.open("rb") as opened:
-            header = opened.read(100)
-    except FileNotFoundError:
-        return
-    if not header.strip(b"\0"):
-        return  # made by a start that was cut off before its first commit
-    version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
-    if not header.startswith(b"SQLite format 3\0") or application not in (0, APPLICATION_ID):
-        raise SpoolForeign(f"{file} is not a queue of the relay; move it away, or name another queue.directory")
-    if version > FORMAT:
-        raise SpoolTooNew(
-            f"{file} has format {version}, this release reads up to {FORMAT}; run the newer release again, "
-            "or let it drain the queue first. Nothing was touched."
-        )
+def _statements(table: ChunkTable, changes: Changes) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
+    """What a transaction executes, in an order in which each finds what it needs."""
+    graves = changes.graves + _born_dead(changes.rows)
+    unmarked = [old for old, _, _ in changes.revived] + changes.dropped
+    for sql, values in (
+        ("INSERT OR IGNORE INTO lanes (id, key) VALUES (?, ?)", changes.lanes),
+        (table.sql_insert, [_row_values(row) for row in changes.rows]),
+        (table.sql_delete, [(chunk,) for chunk in changes.deletes]),
+        (_INSERT_GRAVE, [_grave_values(grave) for grave in graves]),
+        (_MOVE, [(new, at_ms / 1000, old) for old, new, at_ms in changes.revived]),
+        (_RAISE_SEQUENCE, [(new,) for _, new, _ in changes.revived[-1:]]),
+        (table.sql_delete, [(chunk,) for chunk in changes.dropped]),
+        ("DELETE FROM dead_letters WHERE chunk = ?", [(chunk,) for chunk in unmarked]),
+        ("UPDATE lanes SET paused = ? WHERE id = ?", [(paused, lane) for lane, paused in changes.paused]),
+        ("UPDATE lanes SET key = ? WHERE id = ?", [(f"{key}{_KEY_END}{lane}", lane) for lane, key in changes.rekeyed]),
+        ("DELETE FROM lanes WHERE id = ?", [(lane,) for lane in changes.forgotten_lanes]),
+    ):
+        if values:
+            yield sql, values
+
+
+def _lane_row(number: int, stored: str, paused: int) -> LaneRow:
+    key, rekeyed, _ = stored.partition(_KEY_END)
+    return LaneRow(number=number, key=key, paused=bool(paused), rekeyed=bool(rekeyed))
 
 
 def _row_values(row: Row) -> tuple[int, float, int, int, int, bytes]:
@@ -375,15 +345,3 @@ def _grave_values(grave: Grave) -> tuple[int, str, str, int, int, float, float]:
 
 def _born_dead(rows: Iterable[Row]) -> list[Grave]:
     return [Grave(row.id, row.dead, row.accepted_at_ms) for row in rows if row.dead is not None]
-
-
-@contextlib.contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours, at the one seam where they appear."""
-    try:
-        yield
-    except sqlite3.Error as exc:
-        name = getattr(exc, "sqlite_errorname", type(exc).__name__)
-        if name == "SQLITE_FULL":
-            raise StoreFull(f"{doing}: no room ({exc})") from exc
-        raise StoreFailed(f"{doing}: {name}: {exc}") from exc

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from relay.errors import NotNow, SpoolError, StoreFailed, StoreFull
+from relay.spool import Ref, Verdict
 from relay.spool.record import Record, encode
 from relay.spool.store import Changes, Entry, Grave, Row, Store, Usage
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Iterator, Sequence
 
-    from relay.spool import Ref, Verdict
     from relay.spool.folder import Space
+    from relay.spool.letters import DeadLetter
 
 Heard = Callable[[NotNow | None], None]
 """Hears that records are on disk (None), or why they are not."""
@@ -64,17 +65,19 @@ class Append:
         self.committing = False
 
 
-class Job:
-    """A change that somebody waits for: burying, replacing, forgetting a lane."""
+class Job(msgspec.Struct):
+    """A change that somebody waits for; the future gives the chunks that it made."""
 
-    __slots__ = ("done", "forgotten_lanes", "future", "graves", "parts", "settled")
-
-    def __init__(self, future: asyncio.Future[list[Row]]) -> None:
-        self.future = future
-        self.settled: list[Ref] = []
-        self.graves: list[tuple[Ref, Verdict]] = []
-        self.parts: list[tuple[int, Record]] = []
-        self.forgotten_lanes: list[int] = []
+    future: asyncio.Future[list[Ref]]
+    settled: list[Ref] = []
+    graves: list[tuple[Ref, Verdict]] = []
+    parts: list[tuple[int, Record]] = []
+    revived: list[DeadLetter] = []
+    dropped: list[DeadLetter] = []
+    drop_reason: str = ""
+    paused: list[tuple[int, bool]] = []
+    rekeyed: list[tuple[int, str]] = []
+    forgotten_lanes: list[int] = []
 
 
 class Work(msgspec.Struct):
@@ -95,7 +98,8 @@ class Done(msgspec.Struct, frozen=True):
     appends: list[Append]
     rows: list[Row]
     acks: list[Ref]
-    jobs: list[tuple[Job, list[Row]]]
+    jobs: list[tuple[Job, list[Ref]]]
+    """With the chunks that each has made."""
     usage: Usage
     space: Space
     seconds: float
@@ -145,6 +149,7 @@ class Writer:
         self._work = _nothing()
         self._stopping = False
         self._broken = False
+        self._looked_at = time.monotonic()
         self.beat = time.monotonic()
         """When the thread last showed that it lives, monotonic seconds."""
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
@@ -188,6 +193,12 @@ class Writer:
             self._work.jobs.append(job)
             self._wake.notify()
 
+    def distrust(self) -> None:
+        """Have the store opened anew before anything else is committed: a reader found the file damaged."""
+        with self._wake:
+            self._broken = True
+            self._wake.notify()
+
     def withdraw(self, append: Append) -> bool:
         """Take a request back; False where its transaction is under way already."""
         with self._wake:
@@ -209,7 +220,7 @@ class Writer:
         with self._wake:
             if self._stopping and (self._broken or not self._work):
                 return None
-            if not self._work:
+            if not self._work and not self._broken:
                 self._wake.wait(timeout=BEAT_SECONDS)
             work, self._work = self._work, _nothing()
             room = COMMIT_BYTES_MAX
@@ -227,6 +238,9 @@ class Writer:
         try:
             if self._broken:
                 self._reopen()
+            elif began - self._looked_at > BEAT_SECONDS:
+                self._looked_at = began
+                self._store.look()
             changes = Changes(lanes=work.lanes, deletes=[ref.id for ref in work.acks])
             changes.rows = list(self._chunks(work.appends))
             jobs = [(job, self._prepare(job, changes)) for job in work.jobs]
@@ -240,13 +254,17 @@ class Writer:
 
     def _reopen(self) -> None:
         """Trust nothing in memory after a failure; prove that the disk takes a transaction before more are risked."""
-        self._store.reopen()
-        self._store.prove()
-        if self._committed_to < self._next_id - 1:
-            found = self._store.entries(self._committed_to, self._next_id - 1, FOUND_ROWS_MAX)
-            self._report(Found(found))
-            self._committed_to = self._next_id - 1
-        self._broken = False
+        self._broken = False  # a reader may find something wrong again while we are at it
+        try:
+            self._store.reopen()
+            self._store.prove()
+            if self._committed_to < self._next_id - 1:
+                found = self._store.entries(self._committed_to, self._next_id - 1, FOUND_ROWS_MAX)
+                self._report(Found(found))
+                self._committed_to = self._next_id - 1
+        except SpoolError:
+            self._broken = True
+            raise
 
     def _failed(self, work: Work, error: SpoolError) -> Failed:
         """Keep the deletes and the new lanes for another try; on a full store try the deletes alone, they make room."""
@@ -263,13 +281,24 @@ class Writer:
             time.sleep(RETRY_SECONDS)
         return Failed(work.appends, work.jobs, error)
 
-    def _prepare(self, job: Job, changes: Changes) -> list[Row]:
+    def _prepare(self, job: Job, changes: Changes) -> list[Ref]:
+        now_ms = self._now_ms()
         rows = [self._row(lane, record) for lane, record in job.parts]
         changes.rows += rows
         changes.deletes += [ref.id for ref in job.settled]
-        changes.graves += [Grave(ref.id, verdict, self._now_ms()) for ref, verdict in job.graves]
+        changes.graves += [Grave(ref.id, verdict, now_ms) for ref, verdict in job.graves]
+        changes.dropped += [letter.id for letter in job.dropped]
+        changes.paused += job.paused
+        changes.rekeyed += job.rekeyed
         changes.forgotten_lanes += job.forgotten_lanes
-        return rows
+        revived = [self._revive(letter, now_ms) for letter in job.revived]
+        changes.revived += [(old.id, new.id, now_ms) for old, new in zip(job.revived, revived, strict=True)]
+        return [Ref(row.id, row.lane, row.events, len(row.data), row.accepted_at_ms) for row in rows] + revived
+
+    def _revive(self, letter: DeadLetter, now_ms: int) -> Ref:
+        """Queue a dead letter anew: behind all others, and its age begins again, or it would expire at once."""
+        self._next_id += 1
+        return Ref(self._next_id - 1, letter.lane, letter.events, letter.bytes, now_ms)
 
     def _chunks(self, appends: list[Append]) -> Iterator[Row]:
         """Make rows of records; small ones of one lane that may travel together share a chunk."""

@@ -454,13 +454,17 @@ async def test_a_newer_format_is_refused_and_not_touched(disk: SpoolOnDisk):
 
 
 async def test_a_file_of_somebody_else_is_refused_and_not_touched(disk: SpoolOnDisk):
-    folder = disk.directory / "spool"
-    folder.mkdir()
-    (folder / FILE_NAME).write_bytes(b"dear diary" * 100)
+    file = disk.directory / "spool" / FILE_NAME
+    file.parent.mkdir()
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA application_id=7")
+        connection.execute("CREATE TABLE diary (page)")
+    connection.close()
+    before = file.read_bytes()
     with pytest.raises(SpoolForeign):
         async with disk.open():
             pass
-    assert (folder / FILE_NAME).read_bytes() == b"dear diary" * 100
+    assert file.read_bytes() == before
 
 
 def test_the_file_says_what_it_is(tmp_path):
