@@ -6,7 +6,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ def _spec(name: str, kind: str, entity: str, default: object) -> dict[str, objec
     }
 
 
-SPECS = {
+SPECS: dict[str, Any] = {
     "has_updates": True,
     "time": 1_700_000_000_000,
     "feature_gates": [_spec("a_gate", "feature_gate", "feature_gate", default=False)],
@@ -37,12 +37,17 @@ SPECS = {
     "diagnostics": {},
 }
 
+SPEC_LISTS = ("feature_gates", "dynamic_configs", "layer_configs")
+SPECS_BY_NAME = SPECS | {kind: {spec["name"]: spec for spec in SPECS[kind]} for kind in SPEC_LISTS}
+"""The same as the SDKs with a Rust core want them."""
+
 
 class _SpecsServer(BaseHTTPRequestHandler):
     """Answers whatever an SDK asks for at its start."""
 
     def do_GET(self) -> None:
-        body = json.dumps({} if "id_list" in self.path else SPECS).encode()
+        specs = SPECS_BY_NAME if "supports_proto" in self.path else SPECS
+        body = json.dumps({} if "id_list" in self.path else specs).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -18,7 +18,7 @@ import zstandard
 from relay.commands.witness import split_events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 READ_BYTES = 256 * 1024
 INTERIM = range(100, 200)
@@ -51,7 +51,7 @@ class Exchange:
 
     @property
     def status(self) -> int:
-        return int(self.answer.start.split(" ")[1])
+        return _status(self.answer)
 
     def events(self) -> list[bytes]:
         """Give the raw bytes of each event that was sent."""
@@ -62,6 +62,16 @@ class Exchange:
 class _Connection:
     said: bytearray = field(default_factory=bytearray)
     answered: bytearray = field(default_factory=bytearray)
+
+    def exchanges(self) -> list[Exchange]:
+        requests, _ = _read(bytes(self.said))
+        answers, _ = _read(bytes(self.answered))
+        finals = [answer for answer in answers if _status(answer) not in INTERIM]
+        return [Exchange(request, answer) for request, answer in zip(requests, finals, strict=False)]
+
+    def settled(self) -> bool:
+        requests, rest = _read(bytes(self.said))
+        return not rest and len(requests) == len(self.exchanges())
 
 
 class Tap:
@@ -88,12 +98,16 @@ class Tap:
             thread.join()
 
     def exchanges(self) -> list[Exchange]:
-        """Give what was said so far; a request that has no answer yet is an error."""
-        return [exchange for connection in list(self._connections) for exchange in _pair(connection)]
+        """Give the requests that were answered so far."""
+        return [exchange for connection in list(self._connections) for exchange in connection.exchanges()]
 
     def posts(self) -> list[Exchange]:
-        """Give the requests that carried events."""
+        """Give those of them that carried events."""
         return [exchange for exchange in self.exchanges() if exchange.method == "POST"]
+
+    def settled(self) -> bool:
+        """Tell whether all that was asked is answered."""
+        return all(connection.settled() for connection in list(self._connections))
 
     def _run(self, work: object, *arguments: object) -> None:
         assert callable(work)
@@ -122,38 +136,40 @@ def _pump(source: socket.socket, sink: socket.socket, record: bytearray) -> None
         sink.shutdown(socket.SHUT_WR)
 
 
-def _pair(connection: _Connection) -> list[Exchange]:
-    requests = list(_messages(bytes(connection.said)))
-    answers = [message for message in _messages(bytes(connection.answered)) if not _is_interim(message)]
-    return [Exchange(request, answer) for request, answer in zip(requests, answers, strict=True)]
+def _status(answer: Message) -> int:
+    return int(answer.start.split(" ")[1])
 
 
-def _is_interim(answer: Message) -> bool:
-    return int(answer.start.split(" ")[1]) in INTERIM
+def _read(stream: bytes) -> tuple[list[Message], bytes]:
+    """Give the messages that are whole, and the bytes behind the last of them."""
+    messages: list[Message] = []
+    while (found := _read_one(stream)) is not None:
+        message, stream = found
+        messages.append(message)
+    return messages, stream
 
 
-def _messages(stream: bytes) -> Iterator[Message]:
-    while stream:
-        head, mark, stream = stream.partition(b"\r\n\r\n")
-        assert mark, f"a head is cut short: {head[:200]!r}"
-        start, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            body, stream = _join_chunks(stream)
-        else:
-            length = int(headers.get("content-length", "0"))
-            body, stream = stream[:length], stream[length:]
-            assert len(body) == length, f"a body is cut short: {len(body)} of {length} bytes"
-        yield Message(start, headers, body)
+def _read_one(stream: bytes) -> tuple[Message, bytes] | None:
+    head, mark, rest = stream.partition(b"\r\n\r\n")
+    if not mark:
+        return None
+    start, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        joined = _join_chunks(rest)
+        return joined and (Message(start, headers, joined[0]), joined[1])
+    length = int(headers.get("content-length", "0"))
+    return (Message(start, headers, rest[:length]), rest[length:]) if len(rest) >= length else None
 
 
-def _join_chunks(stream: bytes) -> tuple[bytes, bytes]:
-    """Give the body that stands in chunks, and what follows it."""
+def _join_chunks(stream: bytes) -> tuple[bytes, bytes] | None:
+    """Give the body that stands in chunks, and what follows it; None where its end is missing."""
     body = b""
     while True:
         size_line, mark, stream = stream.partition(b"\r\n")
-        assert mark, "a chunk is cut short"
-        size = int(size_line.split(b";")[0], 16)
+        size = int(size_line.split(b";")[0], 16) if mark else 0
+        if not mark or len(stream) < size + 2:
+            return None
         body, stream = body + stream[:size], stream[size + 2 :]
         if size == 0:
             return body, stream
