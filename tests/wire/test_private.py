@@ -149,7 +149,13 @@ def test_nested_users_and_members_that_stand_twice_are_cut_alike(body: bytes):
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"user":{"privateAttributes":', b'{"user":{"privateAttributes":1', b'"privateAttributes"}']
+    "body",
+    [
+        b'{"user":{"privateAttributes":',
+        b'{"user":{"privateAttributes":1',
+        b'{"user":{"privateAttributes":1}',
+        b'"privateAttributes"}',
+    ],
 )
 def test_an_open_bracket_is_not_json(body: bytes):
     with pytest.raises(NotJson):
