@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 PLAIN = 250
 
 
@@ -21,6 +23,12 @@ def odd_events() -> list[tuple[str, object, dict[str, str] | None]]:
         1e21,
         1e-9,
         "x" * 2000,
+        2**64,
+        10**30,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "half an emoji: \ud83d",
     ]
     metadata: list[dict[str, str] | None] = [
         None,
@@ -28,6 +36,7 @@ def odd_events() -> list[tuple[str, object, dict[str, str] | None]]:
         {"key with spaces": "v", "": "empty"},
         {"events": '[{"eventName":"nested"}]'},
         {"big": "y" * 5000},
+        {"\N{KEY}": "\N{PARTY POPPER}", "half \ud83d": "half \ude00"},
     ]
     odd = [(f"odd-value-{n}", value, {"n": str(n)}) for n, value in enumerate(values)]
     odd += [(f"odd-metadata-{n}", "v", data) for n, data in enumerate(metadata)]
