@@ -34,7 +34,7 @@ AHEAD_BYTES_MAX: Final = 256 * 1024
 class ExpressConnection(Connection):
     """One client's connection, with the short way in front of aiohttp's."""
 
-    __slots__ = ("_ahead", "_busy", "_general", "_head", "_partial", "_timer")
+    __slots__ = ("_ahead", "_busy", "_ended", "_general", "_head", "_partial", "_timer")
 
     def __init__(self, server: Server, door: Door, crowd: Crowd, **settings: Any) -> None:
         super().__init__(server, door, crowd, **settings)
@@ -42,6 +42,8 @@ class ExpressConnection(Connection):
         """aiohttp has it, for good."""
         self._busy = False
         """A simple request is on its way to the disk."""
+        self._ended = False
+        """The client has sent all it will."""
         self._ahead = b""
         self._head: Head | None = None
         self._partial = b""
@@ -62,8 +64,9 @@ class ExpressConnection(Connection):
         else:
             self._take(self._partial + data if self._partial else data)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes either, aiohttp returns nothing
         """Let a client that has sent all it will still read its answer."""
+        self._ended = True
         if self._busy:
             return True
         self._give_over_rest()
@@ -103,6 +106,8 @@ class ExpressConnection(Connection):
             transport.resume_reading()
         if ahead:
             self.data_received(ahead)
+        if self._ended and not self._busy and not super().eof_received():
+            transport.close()
 
     def _await_rest(self, head: Head, data: bytes) -> None:
         self._head, self._partial = head, data

@@ -80,6 +80,8 @@ class Parsed(msgspec.Struct, frozen=True):
     rejected: tuple[Rejected, ...]
     suspects: Mapping[str, int]
     """Usable events that Statsig is documented to drop, by reason: name_characters, name_length, metadata_size."""
+    stamped: bool = False
+    """Some events brought no time of their own and were given one: their bytes do not tell a repeat."""
 
 
 class _Shell(msgspec.Struct, gc=False):
@@ -211,6 +213,7 @@ def _read_exact(body: bytes, limits: Limits, sent_ms: int) -> Parsed:
         envelope=layout.envelope,
         rejected=tuple(rejected),
         suspects=count_suspects(probes),
+        stamped=any(event.without_time() for event in probes),
     )
 
 

@@ -252,6 +252,20 @@ def test_a_stamp_is_in_the_clients_clock(skew_ms: int | None, time: int):
     assert read(b'{"events":[{"eventName":"a"}]}', skew_ms=skew_ms).text == b'{"time":%d,"eventName":"a"}' % time
 
 
+@pytest.mark.parametrize(
+    ("events", "stamped"),
+    [
+        (b'{"eventName":"a","time":1}', False),
+        (b'{"eventName":"a","time":NaN}', False),
+        (b'{"eventName":"a","time":1},{"eventName":"b"}', True),
+        (b'{"eventName":"a","time":null}', True),
+        (b'{"eventName":"a","time":1},7', False),
+    ],
+)
+def test_it_is_told_whether_an_event_was_given_its_time(events: bytes, stamped: bool):  # noqa: FBT001 – a column of the table
+    assert read(b'{"events":[' + events + b"]}").stamped is stamped
+
+
 def test_private_attributes_are_gone_from_all_that_is_returned():
     user = b'{"userID":"u","privateAttributes":{"ssn":"123-45-6789"}}'
     text = b'{"user":%b,"events":[{"eventName":"a","time":1,"user":%b},{"eventName":"b","user":%b},{"user":%b}]}'
