@@ -91,7 +91,7 @@ class Lane:
 
     def back_off(self, until: float, error: str) -> None:
         """Wait, then go on with one batch at a time until one is delivered."""
-        self.failures += 1
+        self.failures = max(self.failures, 1)
         self.wait_until = max(self.wait_until, until)
         self.error = error
 

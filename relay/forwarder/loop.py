@@ -328,8 +328,7 @@ class Forwarder:
         try:
             try:
                 batch = await self._load(lane, key, batch, refs, probe=probe)
-                if batch is not None:
-                    lane.sent_bytes += body_bytes(batch.chunks or ()) - batch.stored_bytes
+                self._correct_charges(lane, batch, refs)
                 trip = await self._attempt(lane, key, batch) if batch is not None else None
             finally:
                 self._gate.ended()
@@ -342,6 +341,13 @@ class Forwarder:
             lane.in_flight -= 1
             self._probe_out = self._probe_out and not probe
             self._put(lane)
+
+    def _correct_charges(self, lane: Lane, batch: Batch | None, refs: list[Ref]) -> None:
+        """Charge what is really sent: what was leased may have become several batches, and its text is longer."""
+        sent_bytes = body_bytes(batch.chunks) if batch is not None and batch.chunks else 0
+        sent_events = batch.events if batch is not None else 0
+        lane.sent_bytes += sent_bytes - sum(ref.bytes for ref in refs)
+        self._ceiling.refund(sum(ref.events for ref in refs) - sent_events)
 
     async def _load(self, lane: Lane, key: str, batch: Batch | None, refs: list[Ref], *, probe: bool) -> Batch | None:
         """Give the batch with its bodies; None where nothing of it is left, or the disk would not."""

@@ -88,6 +88,11 @@ class Ceiling:
         if self._rate:
             self._next_at = max(now, self._next_at) + events / self._rate
 
+    def refund(self, events: int) -> None:
+        """Take back events that were counted and did not go."""
+        if self._rate:
+            self._next_at -= events / self._rate
+
 
 class Size:
     """The bounds of a batch: the operator's, or what upstream's 413 taught."""

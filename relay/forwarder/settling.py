@@ -117,9 +117,12 @@ class Settler:
 
     def _lane_backs_off(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> None:
         self._gate.alive()
-        seconds = max(self._backoff(lane.failures + 1), outcome.retry_after_seconds)
-        lane.back_off(self._monotonic() + seconds, outcome.summary)
-        if lane.failures == 1:
+        now, first = self._monotonic(), not lane.failures
+        if not lane.failures or lane.wait_until <= now:  # else one of several that were under way: told already
+            lane.failures += 1
+        seconds = max(self._backoff(lane.failures), outcome.retry_after_seconds)
+        lane.back_off(now + seconds, outcome.summary)
+        if first:
             self._journal.lane_backs_off(name, outcome.summary, seconds)
         # A status nobody has thought of may be this batch's own: it waits longer than its lane, so that others pass.
         batch.failures += outcome.status not in (425, 429)

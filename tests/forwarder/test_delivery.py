@@ -37,6 +37,7 @@ TABLE = [
     (Response(200, b"[" * 4096), Verdict.DOUBTFUL, "bad_answer"),
     (Response(200, b"\xff\xfe{"), Verdict.DOUBTFUL, "bad_answer"),
     (Response(202, b'{"succ', complete=False), Verdict.RETRY_HOST, "ambiguous"),
+    (Response(202, YES, complete=False), Verdict.RETRY_HOST, "ambiguous"),
     (Response(202, b"", complete=False), Verdict.RETRY_HOST, "ambiguous"),
     (Response(200, b"<html>", complete=False), Verdict.DOUBTFUL, "bad_answer"),
     (Response(101), Verdict.MISCONFIGURED, "misconfigured"),

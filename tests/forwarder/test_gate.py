@@ -59,6 +59,15 @@ def test_a_failure_among_successes_never_closes_it():
         assert mixed.limit >= 1
 
 
+def test_a_failure_among_other_signs_of_life_never_closes_it_either():
+    mixed = gate()
+    for now in range(10):
+        attempt(mixed, now)
+        mixed.alive()
+        fail(mixed, now, culprit=now)
+    assert mixed.limit == 1
+
+
 def test_a_closed_gate_lets_one_probe_through_when_its_time_comes():
     shut = closed()
     assert shut.next_at(0.5) == shut.opens_at

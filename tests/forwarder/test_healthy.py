@@ -133,12 +133,33 @@ def test_two_busy_lanes_get_equal_bytes_whatever_the_size_of_their_chunks():
             for at in range(100):
                 await b.put(*names(50, f"L{at}-"), key="large")
             for at in range(400):
-                await b.put(*names(10, f"S{at}-"), key="small")
+                await b.put(*names(10, f"S{at}-"), key="small", envelope=b'"u":%d' % at)
             began = len(b.poster.posts)
             await asyncio.sleep(4)
             sent = Counter(name[0] for post in b.poster.posts[began:] for name in post.names)
             assert abs(sent["L"] - sent["S"]) <= 100 < sent["L"]
             await b.until_empty(600)
+
+    run_virtually(main())
+
+
+def test_bodies_read_ahead_stay_within_one_batch_over_all_lanes():
+    async def main():
+        async with bench(FakePoster(seconds=100), batch_bytes_max=20_000) as b:
+            for lane in range(8):
+                b.forwarder.pause(lane + 1)
+                for at in range(60):
+                    await b.put(f"{lane}-{at}", key=f"key-{lane}", envelope=b'"u":%d' % at, padding=300)
+            for lane in range(8):
+                b.forwarder.resume(lane + 1)
+            await asyncio.sleep(50)
+            waiting = [batch for lane in b.forwarder._lanes for _, _, batch in lane.waiting._resting]
+            kept = sum(batch.stored_bytes for batch in waiting if batch.chunks is not None)
+            assert 10_000 < kept <= 20_000
+            b.poster.seconds = 0.01
+            await b.until_empty(600)
+            assert b.forwarder._kept_bytes == 0
+            assert Counter(b.poster.taken) == Counter(b.sent)
 
     run_virtually(main())
 
@@ -198,6 +219,17 @@ def test_the_operators_ceiling_holds_over_any_second():
                 window = sum(len(p.names) for p in b.poster.posts if post.at <= p.at < post.at + 1)
                 assert window <= 60
             assert 10 < b.poster.posts[-1].at - b.poster.posts[0].at < 13
+
+    run_virtually(main())
+
+
+def test_the_ceiling_counts_what_is_sent_not_what_was_leased_with_it():
+    async def main():
+        async with bench(events_per_second_max=50) as b:
+            for at in range(100):
+                await b.put(f"e{at}", envelope=b'"u":%d' % at)
+            await b.until_empty(60)
+            assert 1.8 < b.poster.posts[-1].at - b.poster.posts[0].at < 2.2
 
     run_virtually(main())
 

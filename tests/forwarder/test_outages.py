@@ -187,6 +187,37 @@ def test_one_key_refused_among_a_hundred_delays_no_other_and_heals_by_itself():
     run_virtually(main())
 
 
+def test_a_refused_key_is_probed_with_one_chunk_though_a_whole_batch_was_refused():
+    async def main():
+        async with bench(FakePoster(lambda _: Response(401))) as b:
+            b.forwarder.pause(1)
+            for name in "abcde":
+                await b.put(name)
+            b.forwarder.resume(1)
+            await asyncio.sleep(600)
+            assert [len(post.names) for post in b.poster.posts] == [5] + [1] * (len(b.poster.posts) - 1)
+            assert len({tuple(post.names) for post in b.poster.posts[1:]}) == 1, "it is always the same one"
+
+    run_virtually(main())
+
+
+def test_a_lane_told_to_slow_down_comes_back_with_one_request_at_a_time():
+    async def main():
+        loop = asyncio.get_running_loop()
+        poster = FakePoster(until([loop.time() + 30], Response(429)), seconds=0.5)
+        async with bench(poster, batch_events_max=1) as b:
+            for at in range(40):
+                await b.put(f"e{at}")
+            await b.until_empty(600)
+            first_yes = next(post.at for post in poster.posts if post.answer == YES)
+            slow = [post.at for post in poster.posts[8:] if post.at <= first_yes]
+            assert len(slow) >= 3
+            assert all(after - before >= 0.5 for before, after in itertools.pairwise(slow))
+            assert sum(post.at == first_yes + 0.5 for post in poster.posts) == 8
+
+    run_virtually(main())
+
+
 def test_parked_lanes_are_probed_one_at_a_time():
     async def main():
         most, now = [0], [0]

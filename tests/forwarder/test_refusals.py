@@ -197,6 +197,23 @@ def test_a_batch_that_alone_fails_is_taken_apart_slowly_down_to_the_culprit(answ
     run_virtually(main())
 
 
+def test_an_hour_alone_makes_no_poison_where_few_others_went_through():
+    async def main():
+        async with bench(FakePoster(lambda post: Response(500) if "bad" in post.names else YES)) as b:
+            await b.put("first", key="other")
+            await b.put("bad")
+            for at in range(12):
+                await asyncio.sleep(600)
+                await b.put(f"o{at}", key="other")
+            assert not b.spool.dead()
+            for at in range(20):
+                await asyncio.sleep(600)
+                await b.put(f"p{at}", key="other")
+            assert dead(b) == {"bad": "poison"}
+
+    run_virtually(main())
+
+
 def test_nothing_is_poison_while_the_host_fails_for_everybody():
     async def main():
         async with bench(FakePoster(lambda _: Response(500))) as b:

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import subprocess
+import threading
 import time
 
 import pytest
@@ -124,6 +125,30 @@ async def test_a_server_that_closes_after_each_reply_costs_no_failure():
         attempts = [await upstream.post(BODY, HEADERS, seconds_max=5) for _ in range(50)]
         assert all(attempt.answer == Response(202, YES_BODY) for attempt in attempts)
         assert fake.taken["e"] == 50
+
+
+async def test_a_connection_that_was_closed_before_the_post_is_never_used_for_it():
+    """The close has arrived, the loop has not looked yet: only such a look keeps the post off that connection."""
+    answered = threading.Semaphore(0)
+
+    def serve(sock: socket.socket) -> None:
+        for _ in range(5):
+            connection, _ = sock.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Length: 17\r\n\r\n" + YES_BODY)
+            answered.release()
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = threading.Thread(target=serve, args=(sock,))
+        server.start()
+        async with client(f"http://127.0.0.1:{sock.getsockname()[1]}/") as upstream:
+            for _ in range(5):
+                attempt = await upstream.post(BODY, HEADERS, seconds_max=5)
+                answered.acquire()  # blocks the loop on purpose, until the close is on its way
+                assert attempt.answer == Response(202, YES_BODY)
+                assert not attempt.raced
+        server.join()
 
 
 async def test_a_kept_connection_that_ends_under_us_is_retried_once_on_a_fresh_one_and_reported():
