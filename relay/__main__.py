@@ -83,6 +83,18 @@ COMMANDS: Final = (
         "say how a running relay is doing",
         "relay status --watch",
     ),
+    Command(
+        "queue",
+        "relay.commands.queue",
+        "look at a queue and its lanes, export, check and mend it",
+        "relay queue lanes",
+    ),
+    Command(
+        "dlq",
+        "relay.commands.dlq",
+        "list, show, export, replay and purge dead letters",
+        "relay dlq list",
+    ),
 )
 
 

@@ -19,6 +19,7 @@ from relay import __version__, keyfile, systemd
 from relay.admin import AdminServer
 from relay.app import snapshot
 from relay.app.stopping import Stop
+from relay.control import ControlServer, Verbs
 from relay.forwarder.loop import Forwarder
 from relay.forwarder.upstream import Upstream
 from relay.listener import Door, Listener
@@ -115,7 +116,7 @@ class Daemon:
         decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         rooms.callback(decoders.shutdown, wait=False)
         self._door = self._make_door(decoders)
-        self._listener = Listener(self._door)
+        self._listener = Listener(self._door, connections_max=self._config.listen.connections_max)
         rooms.push_async_callback(self._listener.close, 0.0)
         self._listening = await self._listener.open(self._config.listen.address, systemd.inherited_sockets())
         admin = AdminServer(observer=self._observer, source=self.snapshot, health=self)
@@ -127,6 +128,7 @@ class Daemon:
         await rooms.enter_async_context(upstream)
         self._forwarder = self._make_forwarder(self._spool, upstream)
         self._spool.bound_share_of(self._forwarder.is_held_back)
+        await self._open_control(rooms, folder, self._spool, self._forwarder)
         self._door.open_to(self._spool)
         if folder.volatile:
             _log.warning(
@@ -197,7 +199,9 @@ class Daemon:
             limits=limits,
             cors_origins=listen.cors_origins,
             strip_private_attributes=listen.strip_private_attributes,
+            suppress_resends=listen.suppress_resends,
             allowed_keys=lambda: None if self._allowed is None else self._allowed.keys,
+            keyless_taken=self._default_key is not None,
             observer=self._observer,
             now_ms=_now_ms,
             decoders=decoders,
@@ -214,12 +218,22 @@ class Daemon:
             disk_free_bytes_min=queue.disk_free_bytes_min,
             lanes_max=queue.lanes_max,
             lane_bytes_share_max=queue.lane_bytes_share_max,
+            dead_letter_bytes_max=queue.dead_letter_bytes_max,
             now_ms=_now_ms,
             committed=self._observer.commit_ended,
             failed=self._stop.fail,
         )
         await spool.open()
         return spool
+
+    async def _open_control(
+        self, rooms: AsyncExitStack, folder: Folder, spool: DiskSpool, forwarder: Forwarder
+    ) -> None:
+        verbs = Verbs(spool, delivery=forwarder, standings=lambda: forwarder.numbers().lanes, now_ms=_now_ms)
+        verbs.restore_pauses()
+        control = ControlServer(folder.path, verbs)
+        rooms.push_async_callback(control.close)
+        await control.open()
 
     def _make_upstream(self) -> Upstream:
         upstream = self._config.upstream

@@ -240,7 +240,7 @@ class Store:
     def lanes(self) -> list[LaneRow]:
         """Every lane, those first that were not rekeyed."""
         rows = self._select("SELECT id, key, paused FROM lanes ORDER BY id")
-        return sorted((_lane_row(*row) for row in rows), key=lambda lane: lane.rekeyed)
+        return sorted((lane_row(*row) for row in rows), key=lambda lane: lane.rekeyed)
 
     def entries(self, after: int, upto: int, limit: int) -> list[Entry]:
         """The next live chunks by id, `after` < id <= `upto`."""
@@ -328,7 +328,8 @@ def _statements(table: ChunkTable, changes: Changes) -> Iterator[tuple[str, Sequ
             yield sql, values
 
 
-def _lane_row(number: int, stored: str, paused: int) -> LaneRow:
+def lane_row(number: int, stored: str, paused: int) -> LaneRow:
+    """Read a row of `lanes`."""
     key, rekeyed, _ = stored.partition(_KEY_END)
     return LaneRow(number=number, key=key, paused=bool(paused), rekeyed=bool(rekeyed))
 
