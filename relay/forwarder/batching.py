@@ -46,6 +46,8 @@ class Batch:
     """In a row, on its own: while the host took other batches."""
     failing_since: float | None = None
     """Monotonic; of the first of these."""
+    disk_failures: int = 0
+    """Times that the disk would not do what settling it needs."""
     suspect: bool = False
     """It alone fails, again and again: being taken apart to find the event at fault, slowly."""
     host_score: tuple[int, int] = field(default=(0, 0))

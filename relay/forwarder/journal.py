@@ -20,6 +20,7 @@ class Journal:
         self._log = structlog.get_logger().bind(upstream=host)
         self._silent_until = float("-inf")
         self._unsaid = 0
+        self._disk_silent_until = float("-inf")
 
     def attempt_failed(self, now: float, lane: str, batch: Batch, outcome: Outcome) -> None:
         """Log the first failure, then one summary a minute."""
@@ -71,8 +72,11 @@ class Journal:
         """Log that upstream found a batch too big."""
         self._log.warning("batch_too_large", refused_bytes=size)
 
-    def spool_failed(self, lane: str, error: Exception) -> None:
-        """Log that the disk would not do what a batch needs; it is tried again later."""
+    def spool_failed(self, now: float, lane: str, error: Exception) -> None:
+        """Log, at most once a minute, that the disk would not do what a batch needs; it is tried again later."""
+        if now < self._disk_silent_until:
+            return
+        self._disk_silent_until = now + SUMMARY_SECONDS
         self._log.error("spool_failed", lane=lane, cause=str(error))
 
     def clock_stepped(self) -> None:

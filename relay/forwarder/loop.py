@@ -361,7 +361,10 @@ class Forwarder:
         try:
             pairs = await self._leases.read(refs)
         except SpoolError as error:
-            self._unread(lane, key, batch, refs, error)
+            if batch is None:
+                self._leases.release(refs)
+                lane.may_have_more = True
+            self._settler.unread(lane, fingerprint(key), batch, error)
             return None
         if not pairs:
             return None
@@ -393,16 +396,6 @@ class Forwarder:
             batch.chunks = None
         else:
             self._kept_bytes += batch.stored_bytes
-
-    def _unread(self, lane: Lane, key: str, batch: Batch | None, refs: list[Ref], error: SpoolError) -> None:
-        self._journal.spool_failed(fingerprint(key), error)
-        wait = self._patience.retry_seconds_min
-        if batch is not None:
-            self._settler.rest(lane, batch, wait)
-            return
-        self._leases.release(refs)
-        lane.may_have_more = True
-        lane.back_off(self._monotonic() + wait, "the queue could not be read")
 
     async def _attempt(self, lane: Lane, key: str, batch: Batch) -> Trip | None:
         task = asyncio.current_task()

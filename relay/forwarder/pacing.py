@@ -110,7 +110,8 @@ class Size:
             self._changed_at = now
         return Bounds(self._events_max, self._learned)
 
-    def refused(self, now: float, size: int) -> None:
-        """Upstream found `size` bytes too many."""
-        self._learned = min(self._learned, max(SIZE_BYTES_MIN, size // 2))
+    def refused(self, now: float, size: int) -> bool:
+        """Upstream found `size` bytes too many; True where that is news."""
+        before, self._learned = self._learned, min(self._learned, max(SIZE_BYTES_MIN, size // 2))
         self._changed_at = now
+        return self._learned < before

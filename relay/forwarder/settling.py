@@ -148,8 +148,8 @@ class Settler:
         by_bytes = outcome.verdict is Verdict.SPLIT
         if by_bytes:
             size = body_bytes(chunks)
-            self._size.refused(self._monotonic(), size)
-            self._journal.size_learned(size)
+            if self._size.refused(self._monotonic(), size):
+                self._journal.size_learned(size)
         halves = await self._cut(lane, key, batch, chunks, by_bytes=by_bytes)
         if halves is None:
             reason = "too_large" if by_bytes else "rejected"
@@ -230,8 +230,18 @@ class Settler:
         return tuple(batch.part([ref]) for ref in refs)
 
     def _disk_failed(self, lane: Lane, name: str, batch: Batch, error: SpoolError) -> None:
-        self._journal.spool_failed(name, error)
-        self.rest(lane, batch, self._backoff(1))
+        batch.disk_failures += 1
+        self._journal.spool_failed(self._monotonic(), name, error)
+        self.rest(lane, batch, self._backoff(batch.disk_failures))
+
+    def unread(self, lane: Lane, name: str, batch: Batch | None, error: SpoolError) -> None:
+        """The chunks could not be read: nothing was sent, and all of it waits, each time longer."""
+        if batch is not None:
+            self._disk_failed(lane, name, batch, error)
+            return
+        self._journal.spool_failed(self._monotonic(), name, error)
+        lane.failures += 1
+        lane.back_off(self._monotonic() + self._backoff(lane.failures), "the queue could not be read")
 
     def _backoff(self, attempt: int) -> float:
         return backoff(

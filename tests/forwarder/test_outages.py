@@ -339,6 +339,6 @@ def test_a_disk_that_cannot_be_read_for_a_while_loses_nothing():
             await asyncio.sleep(30)
             assert not b.poster.posts
             broken[0] = False
-            await b.until_empty(10)
+            await b.until_empty(65)
 
     run_virtually(main())
