@@ -95,6 +95,12 @@ COMMANDS: Final = (
         "list, show, export, replay and purge dead letters",
         "relay dlq list",
     ),
+    Command(
+        "doctor",
+        "relay.commands.doctor",
+        "check a set-up without sending an event",
+        "relay doctor --config /etc/event-relay/config.toml",
+    ),
 )
 
 

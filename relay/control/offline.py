@@ -55,6 +55,7 @@ async def _carry_out(
         )
         await spool.open()
         try:
+            await spool.recovered()
             verbs = Verbs(spool, delivery=NoDelivery(), standings=dict, now_ms=_now_ms)
             return await verbs.run(request, progress)
         finally:

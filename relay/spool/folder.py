@@ -16,14 +16,15 @@ FOLDER_NAME: Final = "spool"
 LOCK_NAME: Final = "lock"
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-_NETWORK: Final = frozenset(
+NETWORK: Final = frozenset(
     {
         *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.s3fs"),
         *("fuse.sshfs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs"),
     }
 )
 """File systems on which flock or fsync promise less than a local disk; SQLite's WAL needs shared memory besides."""
-_VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
+VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
+"""File systems that a reboot empties."""
 
 
 class Space(msgspec.Struct, frozen=True):
@@ -61,8 +62,8 @@ def hold(directory: Path) -> Folder:
     """
     path = directory / FOLDER_NAME
     try:
-        kind = file_system_of(_nearest(directory))
-        if kind in _NETWORK:
+        kind = file_system_of(nearest(directory))
+        if kind in NETWORK:
             raise SpoolUnfit(
                 f"queue.directory {directory} lies on a network file system ({kind}), where neither locks nor fsync "
                 "keep the promise that 202 means on disk; give it a local disk"
@@ -74,7 +75,7 @@ def hold(directory: Path) -> Folder:
         lock = _lock(path)
     except OSError as exc:
         raise SpoolError(f"queue.directory {directory} cannot be used: {exc.strerror}: {exc.filename}") from exc
-    return Folder(path=path, volatile=kind in _VOLATILE, lock=lock)
+    return Folder(path=path, volatile=kind in VOLATILE, lock=lock)
 
 
 def holder_of(directory: Path) -> str | None:
@@ -122,7 +123,7 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _nearest(path: Path) -> Path:
+def nearest(path: Path) -> Path:
     """The nearest parent that exists: the file system on which a folder would be made."""
     path = path.absolute()
     while not path.exists():

@@ -101,6 +101,11 @@ class Pager:
             self._task = asyncio.get_running_loop().create_task(self._load(), name="spool-index")
             self._task.add_done_callback(self._paged_in)
 
+    async def wait(self) -> None:
+        """Return when nothing is being read."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Stop after the page under way."""
         self._closed = True

@@ -142,6 +142,10 @@ class DiskSpool:
             self._books.recover_dead(self._lanes[held.lane], chunks=held.chunks, events=held.events, size=held.bytes)
         self._room.used_bytes, self._room.space = used_bytes, space
 
+    async def recovered(self) -> None:
+        """Wait until what an earlier life left is counted."""
+        await self._pager.wait()
+
     async def close(self) -> None:
         """Commit what waits, answer who waits, close the file; the folder stays the opener's. Idempotent."""
         if self._closed:
@@ -214,7 +218,8 @@ class DiskSpool:
 
     def _open_lane(self, key: str) -> Lane:
         if len(self._lanes) >= self._lanes_max:
-            idle = self._lanes.find_idle()
+            # Until the index of an earlier life is counted, a lane that seems empty may hold a backlog.
+            idle = None if self._pager.recovering else self._lanes.find_idle()
             if idle is None:
                 raise QueueFull(
                     f"{self._lanes_max} keys have events queued (queue.lanes_max); a further key has to wait until one "
@@ -319,8 +324,8 @@ class DiskSpool:
         return [lane.stats() for lane in self._lanes if lane.events]
 
     def all_lanes(self) -> list[LaneStats]:
-        """Every lane there is a reason to remember: events, dead letters, or a pause."""
-        return [lane.stats() for lane in self._lanes if not lane.is_idle()]
+        """Every lane there is a reason to remember: events, counted already or not, dead letters, or a pause."""
+        return [lane.stats() for lane in self._lanes if self._pager.recovering or not lane.is_idle()]
 
     def stats(self) -> Stats:
         """Promised in Spool."""

@@ -262,6 +262,19 @@ async def test_the_number_of_lanes_is_bounded_and_idle_ones_make_room(disk: Spoo
         assert [spool.key_of(lane.lane) for lane in spool.lanes()] == ["d"]
 
 
+async def test_a_lane_whose_backlog_is_not_counted_yet_is_never_forgotten(disk: SpoolOnDisk):
+    async with disk.open(lanes_max=2, chunk_events_max=1) as spool:
+        await append(spool, *[record("a", text=b"{}") for _ in range(12_000)])
+        await append(spool, record("b"))
+    async with disk.open(lanes_max=2) as spool:
+        assert spool.stats().recovering
+        assert [lane.key for lane in spool.all_lanes()] == ["a", "b"]
+        with pytest.raises(QueueFull, match="lanes_max"):
+            await append(spool, record("c"))
+        await spool.recovered()
+        assert {spool.key_of(lane.lane): lane.events for lane in spool.lanes()} == {"a": 12_000, "b": 1}
+
+
 async def test_a_stuck_lane_keeps_to_its_share_once_others_exist(disk: SpoolOnDisk):
     async with disk.open(bytes_max=40 * 1024 * 1024, lane_bytes_share_max=0.25) as spool:
         stuck: set[int] = set()
