@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +22,9 @@ ACCEPTED: Final = b'{"success":true}'
 SERVER: Final = "event-relay"
 """Instead of the names and versions of what we are built on."""
 _JSON: Final = "application/json"
+_ACCEPTED_HEAD: Final = (
+    f"HTTP/1.1 202 Accepted\r\nContent-Type: {_JSON}\r\nContent-Length: {len(ACCEPTED)}\r\nServer: {SERVER}"
+).encode()
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -57,15 +63,26 @@ def refused(refusal: Refusal, headers: Mapping[str, str]) -> web.Response:
     return response
 
 
-def refused_raw(refusal: Refusal) -> bytes:
-    """Say the same in the bytes of a whole HTTP answer, for a connection whose request nobody will read."""
+def accepted_raw(request_id: str) -> bytes:
+    """Say 202 in the bytes of a whole HTTP answer."""
+    return b"%s\r\nDate: %s\r\nX-Request-Id: %s\r\n\r\n%s" % (
+        _ACCEPTED_HEAD,
+        _date(int(time.time())),
+        request_id.encode("ascii"),
+        ACCEPTED,
+    )
+
+
+def refused_raw(refusal: Refusal, request_id: str | None = None) -> bytes:
+    """Refuse in the bytes of a whole HTTP answer; without an id it answers no whole request, and closes."""
     body = _error_body(refusal)
     lines = [
         f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
         f"Content-Type: {_JSON}",
         f"Content-Length: {len(body)}",
         f"Server: {SERVER}",
-        "Connection: close",
+        f"Date: {_date(int(time.time())).decode()}",
+        "Connection: close" if request_id is None else f"X-Request-Id: {request_id}",
     ]
     if refusal.retry_after_seconds is not None:
         lines.append(f"Retry-After: {refusal.retry_after_seconds}")
@@ -75,6 +92,12 @@ def refused_raw(refusal: Refusal) -> bytes:
 def empty(headers: Mapping[str, str]) -> web.Response:
     """204, for OPTIONS."""
     return web.Response(status=204, headers=headers)
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    """Write a date as RFC 9110 §5.6.7 has it; once a second."""
+    return formatdate(second, usegmt=True).encode()
 
 
 def _error_body(refusal: Refusal) -> bytes:

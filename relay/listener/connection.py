@@ -37,6 +37,8 @@ HEADER_BYTES_MAX: Final = 16 * 1024
 """Of one line of it."""
 ANSWER_UNREAD_SECONDS_MAX: Final = 10.0
 """A client that reads no answers for so long is cut off."""
+CHUNKS_OVERHEAD_BYTES_MAX: Final = 64 * 1024
+"""What a body may take on the wire beyond twice its bytes: one-byte chunks cost the loop half a second a megabyte."""
 KEEP_ALIVE_SECONDS: Final = 75.0
 """An idle connection is closed after so long."""
 LINGER_SECONDS: Final = 2.0
@@ -46,14 +48,24 @@ LINGER_SECONDS: Final = 2.0
 class Connection(web.RequestHandler):
     """Knows since when it has been waiting for what, so that the crowd can close it in time."""
 
-    __slots__ = ("__weakref__", "_crowd", "_door", "_head_bytes", "_request", "head_since", "idle_since", "stuck_since")
+    __slots__ = (
+        "__weakref__",
+        "_body_bytes",
+        "_crowd",
+        "_door",
+        "_head_bytes",
+        "_request",
+        "head_since",
+        "idle_since",
+        "stuck_since",
+    )
 
     def __init__(self, server: Server, door: Door, crowd: Crowd, **settings: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **settings)
         self._door = door
         self._crowd = crowd
         self._request: web.BaseRequest | None = None
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = 0
         self.idle_since = crowd.now()
         """When its last answer was given, or it was opened."""
         self.head_since: float | None = None
@@ -72,13 +84,22 @@ class Connection(web.RequestHandler):
         if self._waiter is not None and self.head_since is None and data:
             self.head_since = self._crowd.now()
         super().data_received(data)
-        if self.head_since is not None and self.waiting_since() is not None:
+        if self._request is not None:
+            self._check_body(self._request, len(data))
+        elif self.head_since is not None and self.waiting_since() is not None:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX:
                 self.turn_away(InvalidRequest(f"the head of a request has over {HEAD_BYTES_MAX} bytes"))
-        elif self._messages and self._request is not None and not self._request.content.is_eof():
-            # What follows was read as a message of its own, so the body was cut short by something that is no chunk.
-            self._request.content.set_exception(web.RequestPayloadError("malformed chunk"))
+
+    def _check_body(self, request: web.BaseRequest, size: int) -> None:
+        """Cut a body short that cannot end well: its reader then hears of it, from aiohttp it would not."""
+        content = request.content
+        if content.is_eof():
+            return
+        self._body_bytes += size
+        overhead = self._body_bytes - 2 * content.total_bytes
+        if self._messages or overhead > CHUNKS_OVERHEAD_BYTES_MAX:  # what follows was read as a message of its own
+            content.set_exception(web.RequestPayloadError("its chunks are malformed, or so small that they only cost"))
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes either, aiohttp returns nothing
         """Let a client that has sent all it will (RFC 9112 §9.6) still read its answer."""
@@ -107,7 +128,7 @@ class Connection(web.RequestHandler):
         """Note that a head is complete and its request in hand."""
         self._request = request
         self.head_since = None
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = 0
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:  # noqa: ARG002 – aiohttp's signature
         """Note that a request is answered, which aiohttp tells here; nothing is logged."""
@@ -124,6 +145,11 @@ class Connection(web.RequestHandler):
         """Answer what the parser refuses in the shape of all our refusals."""
         del request, status, exc, message  # they quote what was sent
         return self._door.refuse_malformed()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Say what went wrong in aiohttp, but not that the rest of a body is malformed: its client was told."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
     def expire(self, now: float) -> None:
         """Close it where it has overstayed."""
@@ -191,7 +217,8 @@ class TurnedAway(asyncio.Protocol):
 class Server(web.Server):
     """Makes a Connection of each client that comes, as long as there is room."""
 
-    def __init__(self, door: Door, crowd: Crowd) -> None:
+    def __init__(self, door: Door, crowd: Crowd, connection: type[Connection] | None = None) -> None:
+        """`connection` is the class of those that are taken in, for a kind with a shorter way."""
         super().__init__(
             door.handle,
             request_factory=self._begin_request,
@@ -199,12 +226,13 @@ class Server(web.Server):
         )
         self._door = door
         self._crowd = crowd
+        self._connection = connection or Connection
 
     def __call__(self) -> web.RequestHandler:
         """Take a client in; one too many gets a protocol that only turns it away."""
         if not self._crowd.make_room():
             return cast("web.RequestHandler", TurnedAway(self._door, self._crowd))
-        connection = Connection(
+        connection = self._connection(
             self,
             self._door,
             self._crowd,

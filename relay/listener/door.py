@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,12 +20,15 @@ from relay.listener.limits import Limits
 from relay.listener.memory import Memory, Reservation
 from relay.listener.origins import Origins
 from relay.listener.refusals import OwnFault, Stopping
+from relay.listener.resends import Resends
 from relay.logs import OnceAMinute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from relay.errors import NotNow
+    from relay.listener import simple
     from relay.observe import Observer
     from relay.spool import Spool
 
@@ -49,6 +54,7 @@ class Door:
         limits: Limits,
         cors_origins: Sequence[str],
         strip_private_attributes: bool,
+        suppress_resends: bool = True,
         allowed_keys: Callable[[], Collection[str] | None],
         keyless_taken: bool = True,
         observer: Observer,
@@ -69,11 +75,17 @@ class Door:
             keyless_taken=keyless_taken,
             request_bytes_max=limits.request_bytes_max,
         )
-        self._intake = Intake(limits, strip_private=strip_private_attributes, decoders=decoders, now_ms=now_ms)
+        self._loop = asyncio.get_running_loop()
+        self._intake = Intake(
+            limits,
+            strip_private=strip_private_attributes,
+            resends=Resends(clock=self._loop.time) if suppress_resends else None,
+            decoders=decoders,
+            now_ms=now_ms,
+        )
         self._observer = observer
         self._now_ms = now_ms
         self._memory = Memory(limits.memory_bytes_max)
-        self._loop = asyncio.get_running_loop()
         self._spool: asyncio.Future[Spool] = self._loop.create_future()
         self._request_ids = map(f"{os.urandom(6).hex()}-{{}}".format, itertools.count(1))
         self._reading: set[asyncio.Timeout] = set()
@@ -102,6 +114,63 @@ class Door:
         if self.closing or not request.content.is_eof():  # what is left of its body must not be taken for a request
             response.force_close()
         return response
+
+    def take(self, head: simple.Head, body: bytes, answer: Callable[[bytes], None]) -> bool:
+        """Store a simple request without waiting for it; `answer` is called once, with a whole HTTP answer.
+
+        False where it is not for this way, refusals included: nothing was done then, and `handle` is to have it.
+        """
+        if self.closing or not self._spool.done():
+            return False
+        came_at = self._loop.time()
+        reservation = self._memory.reserve()
+        try:
+            digest = self._digest_simple(head, body, reservation)
+            if digest is None or not digest.records:
+                reservation.release()
+                return False
+            stored = partial(self._answer_simple, answer, digest, reservation, came_at)
+            deadline = came_at + self._limits.answer_seconds_max
+            self._spool.result().submit(digest.records, deadline=deadline, done=stored)
+        except Refusal:
+            reservation.release()
+            return False
+        self._observer.request_began()
+        return True
+
+    def _digest_simple(self, head: simple.Head, body: bytes, reservation: Reservation) -> Digest | None:
+        self._admission.check_place("POST", head.path, head.headers)
+        self._admission.check_size(len(body))
+        about = self._admission.read_head(head.headers, head.query)
+        arrival = Arrival(
+            body=body,
+            coding=head.headers.get("content-encoding", ""),
+            head=about,
+            received_at_ms=self._now_ms(),
+        )
+        digest = self._intake.digest_at_once(arrival, reservation)
+        return None if digest is None or digest.rejected else digest
+
+    def _answer_simple(
+        self,
+        answer: Callable[[bytes], None],
+        digest: Digest,
+        reservation: Reservation,
+        came_at: float,
+        refusal: NotNow | None,
+    ) -> None:
+        reservation.release()
+        self._observer.request_ended()
+        request_id = next(self._request_ids)
+        if refusal is None:
+            self._count(digest)
+            status, reply = int(HTTPStatus.ACCEPTED), answers.accepted_raw(request_id)
+        else:
+            self._observer.events_refused(refusal.reason, digest.events)
+            self._count_doubt(refusal)
+            status, reply = refusal.status, answers.refused_raw(refusal, request_id)
+        self._observer.request_answered(status, self._loop.time() - came_at)
+        answer(reply)
 
     def refuse_unread(self, refusal: Refusal) -> bytes:
         """Refuse a connection whose request was not read, and count that; gives the whole answer."""
@@ -185,7 +254,7 @@ class Door:
         except (OSError, web.RequestPayloadError) as exc:
             if request.transport is None or request.transport.is_closing():
                 raise _ClientGone from exc
-            raise InvalidRequest("the body's chunks are not as RFC 9112 has them") from exc
+            raise InvalidRequest("the body's chunks are malformed, or too small to be honest") from exc
         return b"".join(pieces)
 
     def _too_slow(self) -> Refusal:
@@ -196,11 +265,12 @@ class Door:
 
     async def _append(self, digest: Digest, deadline: float) -> None:
         spool = await self._open_spool(deadline)
+        if not digest.records:
+            return  # all of it was stored by an earlier request
         try:
             await spool.append(digest.records, deadline=deadline)
         except AnswerDue as due:
-            if due.ambiguous:
-                self._observer.request_ambiguous()
+            self._count_doubt(due)
             raise
 
     async def _open_spool(self, deadline: float) -> Spool:
@@ -212,8 +282,15 @@ class Door:
         except TimeoutError:
             raise Starting("the relay is still opening its queue; send the request again") from None
 
+    def _count_doubt(self, refusal: Refusal) -> None:
+        if isinstance(refusal, AnswerDue) and refusal.ambiguous:
+            self._observer.request_ambiguous()
+
     def _count(self, digest: Digest) -> None:
+        self._intake.stored(digest)
         self._observer.events_accepted(digest.events, digest.bytes)
+        if digest.suppressed:
+            self._observer.events_suppressed(digest.suppressed)
         for reason, events in digest.suspects.items():
             self._observer.suspects_seen(reason, events)
 

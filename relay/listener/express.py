@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from relay.listener.crowd import Crowd
     from relay.listener.door import Door
 
-REST_SECONDS_MAX: Final = 2.0
-"""The rest of a simple request comes within this, or aiohttp, which bounds slow bodies, waits for it."""
+REST_SECONDS_MAX: Final = 0.05
+"""The rest of a simple request is on its way already and comes within this, or aiohttp waits for it."""
 AHEAD_BYTES_MAX: Final = 256 * 1024
 """Of requests that a client sends before it has its answer; past that nothing more is read from it."""
 
@@ -67,10 +67,10 @@ class ExpressConnection(Connection):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes either, aiohttp returns nothing
         """Let a client that has sent all it will still read its answer."""
         self._ended = True
-        if self._busy:
-            return True
-        self._give_over_rest()
-        return super().eof_received()
+        if self._partial:  # it will never be whole, and nobody waits for an answer
+            self._drop_partial()
+            return False
+        return self._busy or super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the client; what it sent whole goes to the disk all the same."""

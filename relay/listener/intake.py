@@ -21,11 +21,12 @@ from relay.listener.refusals import Busy
 from relay.spool import Record, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from relay.listener.limits import Limits
     from relay.listener.memory import Reservation
+    from relay.listener.resends import Resends
 
 INLINE_BYTES_MAX: Final = 64 * 1024
 """Bodies up to this are read on the loop; an SDK's of this size takes 0.15 ms (measured 2026-11)."""
@@ -49,13 +50,17 @@ class Digest(NamedTuple):
     """A body that is taken."""
 
     records: list[Record]
-    """Of its usable events, then one for each that is not."""
+    """Of its usable events, then of those that are not."""
     events: int
     """All of them, usable or not."""
     bytes: int
     """Of the usable events' text."""
     rejected: tuple[wire.Rejected, ...]
     suspects: Mapping[str, int]
+    marks: list[int]
+    """One for each usable event, by which a repeat is told; empty where repeats cannot be told."""
+    suppressed: int = 0
+    """Events that an earlier request has stored; no record holds them."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -72,8 +77,16 @@ class Arrival(msgspec.Struct, frozen=True):
 class Intake:
     """Reads bodies. Called from the event loop only."""
 
-    def __init__(self, limits: Limits, *, strip_private: bool, decoders: Executor, now_ms: Callable[[], int]) -> None:
-        """`decoders` runs what is too much for the loop."""
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        strip_private: bool,
+        resends: Resends | None,
+        decoders: Executor,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """`decoders` runs what is too much for the loop; without `resends` every event is taken for a new one."""
         self._limits = limits
         self._wire_limits = wire.Limits(
             event_bytes_max=limits.event_bytes_max,
@@ -86,14 +99,21 @@ class Intake:
             envelope_bytes_max=min(INLINE_ENVELOPE_BYTES_MAX, limits.envelope_bytes_max),
         )
         self._strip_private = strip_private
+        self._resends = resends
         self._decoders = decoders
         self._now_ms = now_ms
 
     async def digest(self, arrival: Arrival, reservation: Reservation, *, deadline: float) -> Digest:
         """Read a body; `deadline` is in event-loop seconds. Raises any Refusal that the body or the room deserves."""
-        quick = self._digest_at_once(arrival, reservation)
-        if quick is not None:
-            return quick
+        quick = self.digest_at_once(arrival, reservation)
+        return quick or self._without_repeats(arrival, await self._digest_elsewhere(arrival, reservation, deadline))
+
+    def stored(self, digest: Digest) -> None:
+        """Remember what is on the disk now, so that a repeat of it is known."""
+        if digest.marks and self._resends is not None:
+            self._resends.stored(digest.marks)
+
+    async def _digest_elsewhere(self, arrival: Arrival, reservation: Reservation, deadline: float) -> Digest:
         size = len(arrival.body)
         if not wire.needs_inflating(arrival.body):
             reservation.set(COPIES * size)
@@ -112,14 +132,14 @@ class Intake:
 
     # -- on the loop --------------------------------------------------------------------------------------------------
 
-    def _digest_at_once(self, arrival: Arrival, reservation: Reservation) -> Digest | None:
+    def digest_at_once(self, arrival: Arrival, reservation: Reservation) -> Digest | None:
         """Read a body of which that is known to be quick; None for any other."""
         raw = self._inflate_at_once(arrival)
         if raw is None or raw.count(b",") + raw.count(b"[") + raw.count(b"{") > INLINE_MARKS_MAX:
             return None
         reservation.set(len(arrival.body) + COPIES * len(raw))
         try:
-            return self._digest(arrival, raw, self._quick_limits)
+            return self._without_repeats(arrival, self._digest(arrival, raw, self._quick_limits))
         except TooLarge:
             return None  # past the loop's bounds; a thread finds out whether past the operator's too
 
@@ -129,6 +149,28 @@ class Intake:
         if len(arrival.body) > INLINE_COMPRESSED_BYTES_MAX:
             return None
         return self._inflate(arrival, min(INLINE_INFLATED_BYTES_MAX, self._limits.inflated_bytes_max))
+
+    def _without_repeats(self, arrival: Arrival, digest: Digest) -> Digest:
+        """Leave out the events that an earlier request has stored."""
+        if not digest.marks or self._resends is None:
+            return digest
+        new = self._resends.are_new(digest.marks)
+        if all(new):
+            return digest
+        events = [event for record in digest.records if record.dead is None for event in wire.split_events(record.text)]
+        kept = [event for event, is_new in zip(events, new, strict=True) if is_new]
+        parsed = wire.Parsed(
+            text=b",".join(kept),
+            events=len(kept),
+            envelope=digest.records[0].envelope,
+            rejected=digest.rejected,
+            suspects=digest.suspects,
+        )
+        return digest._replace(
+            records=self._records(parsed, arrival.head, digest.records[0].skew_ms),
+            marks=[mark for mark, is_new in zip(digest.marks, new, strict=True) if is_new],
+            suppressed=len(events) - len(kept),
+        )
 
     # -- anywhere -----------------------------------------------------------------------------------------------------
 
@@ -160,7 +202,14 @@ class Intake:
             len(parsed.text),
             parsed.rejected,
             parsed.suspects,
+            self._marks(parsed, arrival.head),
         )
+
+    def _marks(self, parsed: wire.Parsed, head: wire.Head) -> list[int]:
+        """Give each event's mark, where the request belongs to an SDK's session and its events have their times."""
+        if self._resends is None or not head.session_id or parsed.stamped:
+            return []
+        return self._resends.hashes(head.key, head.session_id, wire.split_events(parsed.text))
 
     def _records(self, parsed: wire.Parsed, head: wire.Head, skew_ms: int | None) -> list[Record]:
         now_ms = self._now_ms()
@@ -181,9 +230,29 @@ class Intake:
         pieces = wire.cut(
             parsed.text, parsed.events, events_max=limits.chunk_events_max, bytes_max=limits.chunk_bytes_max
         )
-        records = [record(text, events, None) for text, events in pieces]
-        records += [record(one.raw, 1, Verdict(reason=one.reason, detail=one.message)) for one in parsed.rejected]
+        records = [record(text, events, None) for text, events in pieces if events]
+        records += [record(text, events, verdict) for text, events, verdict in self._letters(parsed.rejected)]
         return records
+
+    def _letters(self, rejected: Sequence[wire.Rejected]) -> Iterator[tuple[bytes, int, Verdict]]:
+        """Put events that were rejected for the same reason together: a body may hold 20,000 of them."""
+        alike: dict[tuple[str, str], list[bytes]] = {}
+        for one in rejected:
+            alike.setdefault((one.reason, one.message), []).append(one.raw)
+        for (reason, message), raws in alike.items():
+            for pack in self._packs(raws):
+                yield b",".join(pack), len(pack), Verdict(reason=reason, detail=message)
+
+    def _packs(self, raws: Sequence[bytes]) -> Iterator[list[bytes]]:
+        pack: list[bytes] = []
+        size = 0
+        for raw in raws:
+            if pack and (len(pack) == self._limits.chunk_events_max or size + len(raw) > self._limits.chunk_bytes_max):
+                yield pack
+                pack, size = [], 0
+            pack.append(raw)
+            size += len(raw) + 1  # its comma
+        yield pack
 
     # -- in a thread --------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ from aiohttp import web
 
 from relay.listener.connection import Server
 from relay.listener.crowd import Crowd
-from relay.listener.sockets import Sockets, name_of, room_for
+from relay.listener.express import ExpressConnection
+from relay.listener.process import prepare
+from relay.listener.sockets import Sockets, name_of
 
 if TYPE_CHECKING:
     import socket
@@ -33,7 +35,7 @@ class Listener:
         self._door = door
         self._crowd = Crowd(connections_max)
         self._runner = web.ServerRunner(
-            Server(door, self._crowd), handle_signals=False, shutdown_timeout=FORCED_SECONDS
+            Server(door, self._crowd, ExpressConnection), handle_signals=False, shutdown_timeout=FORCED_SECONDS
         )
         self._sockets = Sockets()
         self._open = False
@@ -43,7 +45,7 @@ class Listener:
 
         Raises RelayError where an address cannot be had. An IPv6 address is passed over on a machine without IPv6.
         """
-        self._crowd.connections_max = room_for(self._crowd.connections_max)
+        self._crowd.connections_max = prepare(self._crowd.connections_max)
         self._open = True
         if inherited:
             self._sockets.bound = list(inherited)

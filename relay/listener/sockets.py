@@ -1,10 +1,9 @@
-"""The sockets the front door listens on, and the descriptors their connections need."""
+"""The sockets the front door listens on."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import resource
 import socket
 import stat
 from pathlib import Path
@@ -17,8 +16,6 @@ from relay.errors import RelayError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DESCRIPTORS_KEPT: Final = 128
-"""For the disk, upstream, the admin port and connections that are turned away."""
 _UNIX_MODE: Final = 0o660
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _HINTS: Final = {
@@ -111,20 +108,6 @@ def name_of(bound: socket.socket) -> str:
     """Name a bound socket as the configuration would."""
     name = bound.getsockname()
     return _join(*name[:2]) if isinstance(name, tuple) else f"unix:{name}"
-
-
-def room_for(connections_max: int) -> int:
-    """Give how many connections the process may open, having asked for as many descriptors as they need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections_max + DESCRIPTORS_KEPT
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return connections_max
-    room = max(1, soft - DESCRIPTORS_KEPT)
-    _log.warning("few_descriptors", connections_max=connections_max, connections=room, limit=soft)
-    return room
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -88,7 +88,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with asyncio.Runner() as runner:
         rooms = AsyncExitStack()
         settings_ = {"limits": {**small, "envelope_bytes_max": 4096}, "cors_origins": ["http://page"]}
-        house = runner.run(rooms.enter_async_context(open_house(tmp_path_factory.mktemp("fuzz"), **settings_)))
+        house = runner.run(
+            rooms.enter_async_context(open_house(tmp_path_factory.mktemp("fuzz"), suppress_resends=False, **settings_))
+        )
         try:
             yield Bench(runner, house)
         finally:

@@ -12,6 +12,8 @@ from listener.house import BODY, CHUNKED, EVENT, House, chunked, open_house, pos
 from relay.listener.connection import ANSWER_UNREAD_SECONDS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from relay.spool import Spool
 
 REQUEST = post()
@@ -59,11 +61,17 @@ class SlowSpool:
         self._spool = spool
         self.arrived = asyncio.Event()
         self.go_on = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
 
     async def append(self, records: object, *, deadline: float) -> None:
         self.arrived.set()
         await self.go_on.wait()
         await self._spool.append(records, deadline=deadline)  # type: ignore[arg-type]
+
+    def submit(self, records: object, *, deadline: float, done: Callable[[None], None]) -> None:
+        task = asyncio.get_running_loop().create_task(self.append(records, deadline=deadline))
+        self.tasks.add(task)
+        task.add_done_callback(lambda ended: done(ended.result()))
 
 
 @pytest.mark.parametrize("how", ["hang_up", "reset"])

@@ -203,9 +203,13 @@ async def test_garbage_behind_a_request_is_refused_and_closed(house: House):
     assert await house.stored() == [EVENT]
 
 
-async def test_garbage_in_one_segment_with_a_request_costs_that_too_and_nothing_of_it_is_kept(house: House):
-    assert (await house.exchange(post() + b"garbage\r\n\r\n")).status == 400
-    assert house.untouched()
+async def test_garbage_in_one_segment_with_a_request_costs_only_itself(house: House):
+    async with house.client() as client:
+        await client.send(post() + b"garbage\r\n\r\n")
+        assert (await client.read()).status == 202
+        assert (await client.read()).refusal()[0] == "invalid_request"
+        assert await client.closed()
+    assert await house.stored() == [EVENT]
 
 
 async def test_an_empty_line_behind_a_body_is_forgiven(house: House):
@@ -335,7 +339,7 @@ async def test_chunked_bodies_arrive_whole(house: House, body, pieces):
 
 @pytest.mark.parametrize("bad", [b"ZZ\r\n", b"-5\r\n", b"5\r\nhelloX", b"ffffffffffffffffff\r\n", b"\r\n"])
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_a_malformed_chunk_is_refused_at_once_and_nothing_kept(house: House, bad, at_once):
+async def test_a_malformed_chunk_is_refused_at_once_and_nothing_kept(house: House, caplog, bad, at_once):
     start = post(b"", headers=CHUNKED, length=None) + b"%x\r\n" % len(BODY) + BODY + b"\r\n"
     async with house.client() as client:
         if at_once:
@@ -349,6 +353,24 @@ async def test_a_malformed_chunk_is_refused_at_once_and_nothing_kept(house: Hous
         answer.refusal()
         assert await client.closed(2)
     assert house.untouched()
+    assert not caplog.records
+
+
+async def test_chunks_that_only_cost_are_refused(house: House):
+    async with house.client() as client:
+        await client.send(post(b"", headers=CHUNKED, length=None))
+        client.writer.write(b"1\r\n \r\n" * 100_000)
+        answer = await client.read(seconds=4)
+        assert answer.status == 400
+        assert "too small" in answer.refusal()[1]
+    assert house.untouched()
+
+
+async def test_small_chunks_of_an_honest_body_are_taken(house: House):
+    body, events = events_of(*(f"event-{n}" for n in range(3000)))
+    pieces = [body[at : at + 24] for at in range(0, len(body), 24)]
+    assert (await house.exchange(post(chunked(*pieces), headers=CHUNKED, length=None))).status == 202
+    assert await house.stored() == events
 
 
 async def test_header_names_are_read_in_any_case(house: House):
@@ -452,6 +474,17 @@ async def test_the_good_events_are_kept_and_the_bad_ones_named(house: House):
     assert await house.stored() == [EVENT, EVENT]
     assert house.observer.accepted_events == 4
     assert not house.refused()
+
+
+async def test_thousands_of_bad_events_make_few_dead_letters(house: House):
+    bad = [b"{}", b"7", b'{"eventName":""}'] * 900
+    answer = await house.post(b'{"events":[' + b",".join([EVENT, *bad]) + b"]}")
+    assert answer.status == 202
+    assert [one["index"] for one in answer.json["rejected"]] == list(range(1, 2701))
+    stats = house.spool.stats()
+    assert stats.dead_events == 2700
+    assert house.spool._pager.last_id <= 5, "one chunk for the good one, one for each reason"
+    assert await house.stored() == [EVENT]
 
 
 async def test_a_request_id_is_echoed_where_it_can_be_and_made_where_not(house: House):

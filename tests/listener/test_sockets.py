@@ -14,7 +14,8 @@ from listener.house import BODY, Client, open_house, post
 
 from relay.config.values import Address
 from relay.errors import RelayError
-from relay.listener.sockets import DESCRIPTORS_KEPT, Sockets, room_for
+from relay.listener.process import DESCRIPTORS_KEPT, room_for
+from relay.listener.sockets import Sockets
 
 if TYPE_CHECKING:
     from pathlib import Path
