@@ -89,7 +89,7 @@ class Reader:
 
     def last_id(self) -> int:
         """The highest id now."""
-        ((last,),) = self.select("SELECT COALESCE(MAX(_id), 0) FROM queue_default")
+        ((last,),) = self.select("SELECT COALESCE(MAX(_id), 0) FROM queue_default NOT INDEXED")
         return int(last)
 
     def totals(self) -> list[LaneTotals]:

@@ -38,6 +38,10 @@ RETRY_SECONDS: Final = 0.5
 """Between attempts at a store that fails."""
 FOUND_ROWS_MAX: Final = 1_000_000
 """More than failed transactions can have left."""
+MEASURE_SECONDS: Final = 0.1
+"""Between two looks at pages and disk while there is room."""
+SPACIOUS_SHARE: Final = 0.8
+"""Of the capacity: past it every commit looks."""
 BEAT_SECONDS: Final = 1.0
 """An idle writer shows that it lives, and gives free pages back, this often."""
 SHRINK_FROM_BYTES: Final = 32 * 1024 * 1024
@@ -145,6 +149,8 @@ class Writer:
         self._now_ms = now_ms
         self._next_id = last_id + 1
         self._committed_to = last_id
+        self._measured: tuple[Usage, Space] | None = None
+        self._measured_at = 0.0
         self._wake = threading.Condition()
         self._work = _nothing()
         self._stopping = False
@@ -247,10 +253,23 @@ class Writer:
             if work:
                 self._store.commit(changes)
                 self._committed_to = self._next_id - 1
-            usage = self._store.usage()
+            usage, space = self._measure(began, idle=not work)
         except SpoolError as exc:
             return self._failed(work, exc)
-        return Done(work.appends, changes.rows, work.acks, jobs, usage, self._space(), time.monotonic() - began)
+        return Done(work.appends, changes.rows, work.acks, jobs, usage, space, time.monotonic() - began)
+
+    def _measure(self, now: float, *, idle: bool) -> tuple[Usage, Space]:
+        """Look at pages and disk, but not at every commit while there is room.
+
+        Each look lets go of the interpreter, and a busy loop takes its time to hand it back: looking cost the writer
+        more than committing did (measured 2026-11).
+        """
+        last = self._measured
+        spacious = last is not None and last[0].used_bytes < self._store.capacity_bytes * SPACIOUS_SHARE
+        if last is None or idle or not spacious or now - self._measured_at > MEASURE_SECONDS:
+            last = self._measured = self._store.usage(), self._space()
+            self._measured_at = now
+        return last
 
     def _reopen(self) -> None:
         """Trust nothing in memory after a failure; prove that the disk takes a transaction before more are risked."""

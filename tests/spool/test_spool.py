@@ -8,7 +8,7 @@ import sqlite3
 import stat
 
 import pytest
-from spool.disk import SpoolOnDisk, append, check_books, record, take_all, until
+from spool.disk import NOW_MS, SpoolOnDisk, append, check_books, record, take_all, until
 
 from relay.errors import (
     AnswerDue,
@@ -22,7 +22,7 @@ from relay.errors import (
 )
 from relay.spool import Verdict
 from relay.spool.folder import hold, holder_of
-from relay.spool.store import APPLICATION_ID, FILE_NAME, FORMAT, Changes, Store
+from relay.spool.store import APPLICATION_ID, FILE_NAME, FORMAT, Changes, Row, Store
 
 
 async def test_what_was_appended_comes_out_byte_for_byte_in_order(disk: SpoolOnDisk):
@@ -485,6 +485,17 @@ def test_the_file_says_what_it_is(tmp_path):
     header = (tmp_path / FILE_NAME).read_bytes()[:100]
     assert int.from_bytes(header[68:72], "big") == APPLICATION_ID
     assert int.from_bytes(header[60:64], "big") == FORMAT
+
+
+def test_free_pages_are_given_back_by_as_many_as_were_asked_for(tmp_path):
+    store = Store(tmp_path, bytes_max=256 << 20)
+    rows = [Row(number, 1, 1, NOW_MS, os.urandom(8000)) for number in range(1, 1001)]
+    store.commit(Changes(lanes=[(1, "k")], rows=rows))
+    store.commit(Changes(deletes=[row.id for row in rows[1:]]))
+    before = store.usage().free_bytes
+    store.give_back(300)
+    assert before - store.usage().free_bytes == 300 * 4096
+    store.close()
 
 
 def test_persist_queue_gives_what_the_store_builds_on(tmp_path):

@@ -72,7 +72,9 @@ def _compact(folder: Path, table: ChunkTable) -> Compacted:
                 writer.execute("VACUUM")
             else:
                 for done in range(0, free, STEP_PAGES):
-                    writer.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
+                    writer.executescript(
+                        f"PRAGMA incremental_vacuum({STEP_PAGES})"
+                    )  # execute() would step once: a page
                     line.at(done)
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     (after,) = writer.execute("PRAGMA page_count").fetchone()
