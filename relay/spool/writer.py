@@ -17,6 +17,7 @@ import msgspec
 
 from relay.errors import NotNow, SpoolError, StoreFailed, StoreFull
 from relay.spool import Ref, Verdict
+from relay.spool.folder import Space
 from relay.spool.record import Record, encode
 from relay.spool.store import Changes, Entry, Grave, Row, Store, Usage
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Iterator, Sequence
 
-    from relay.spool.folder import Space
     from relay.spool.letters import DeadLetter
 
 Heard = Callable[[NotNow | None], None]
@@ -149,8 +149,8 @@ class Writer:
         self._now_ms = now_ms
         self._next_id = last_id + 1
         self._committed_to = last_id
-        self._measured: tuple[Usage, Space] | None = None
-        self._measured_at = 0.0
+        self._measured = Usage(0, 0), Space(0, 0)
+        self._measured_at = float("-inf")
         self._wake = threading.Condition()
         self._work = _nothing()
         self._stopping = False
@@ -253,23 +253,27 @@ class Writer:
             if work:
                 self._store.commit(changes)
                 self._committed_to = self._next_id - 1
-            usage, space = self._measure(began, idle=not work)
+            stored = sum(len(row.data) + ROW_BYTES for row in changes.rows)
+            usage, space = self._measure(began, stored=stored, idle=not work)
         except SpoolError as exc:
             return self._failed(work, exc)
         return Done(work.appends, changes.rows, work.acks, jobs, usage, space, time.monotonic() - began)
 
-    def _measure(self, now: float, *, idle: bool) -> tuple[Usage, Space]:
+    def _measure(self, now: float, *, stored: int, idle: bool) -> tuple[Usage, Space]:
         """Look at pages and disk, but not at every commit while there is room.
 
         Each look lets go of the interpreter, and a busy loop takes its time to hand it back: looking cost the writer
         more than committing did (measured 2026-11).
         """
-        last = self._measured
-        spacious = last is not None and last[0].used_bytes < self._store.capacity_bytes * SPACIOUS_SHARE
-        if last is None or idle or not spacious or now - self._measured_at > MEASURE_SECONDS:
-            last = self._measured = self._store.usage(), self._space()
+        usage, space = self._measured
+        spacious = usage.used_bytes < self._store.capacity_bytes * SPACIOUS_SHARE
+        if idle or not spacious or now - self._measured_at > MEASURE_SECONDS:
+            usage, space = self._store.usage(), self._space()
             self._measured_at = now
-        return last
+        else:  # what was deleted meanwhile counts at the next look
+            usage = Usage(used_bytes=usage.used_bytes + stored, free_bytes=usage.free_bytes)
+        self._measured = usage, space
+        return usage, space
 
     def _reopen(self) -> None:
         """Trust nothing in memory after a failure; prove that the disk takes a transaction before more are risked."""
