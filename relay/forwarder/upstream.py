@@ -35,6 +35,10 @@ STALL_SECONDS_MAX: Final = 10.0
 """A peer that takes none of 64 KiB for this long will not take the rest; nothing is in doubt then."""
 _PIECE_BYTES: Final = 1 << 16
 """The body goes out in pieces of this size, so that a time-out knows whether all of it had left."""
+_LOOKS: Final = 2
+"""Turns of the loop before a post, in which it sees which kept connections were closed meanwhile: the first turn polls
+the sockets, the second acts on it. Against a server that closes after each reply, 100, 24 and 0 of 200 posts met a
+closed connection with 0, 1 and 2 turns (asyncio, measured 2026-11)."""
 _KEEPALIVE_SECONDS: Final = 15.0
 
 
@@ -142,7 +146,8 @@ class Upstream:
         assert self._kept is not None, "open the upstream first"
         assert self._fresh is not None, "open the upstream first"
         began = time.monotonic()
-        await asyncio.sleep(0)  # let the loop see which kept connections were closed meanwhile
+        for _ in range(_LOOKS):
+            await asyncio.sleep(0)
         progress = _Progress()
         answer = await self._post(self._kept, body, headers, progress, seconds_max)
         spent = time.monotonic() - began
