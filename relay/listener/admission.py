@@ -46,7 +46,7 @@ class Admission:
     def read_head(self, headers: Mapping[str, str], raw_query: str) -> wire.Head:
         """Read what the request says about itself; `raw_query` as it was sent. Raises Unauthorized or KeysUnknown."""
         head = wire.read_head(headers, raw_query)
-        self._check_key(head.key)
+        self.check_key(head.key)
         return head
 
     def check_size(self, size: int) -> None:
@@ -54,7 +54,8 @@ class Admission:
         if size > self._request_bytes_max:
             raise TooLarge(f"the body is larger than {self._request_bytes_max} bytes (listen.request_bytes_max)")
 
-    def _check_key(self, key: str) -> None:
+    def check_key(self, key: str) -> None:
+        """Raise Unauthorized or KeysUnknown for a key that may not post, or for none where one is needed."""
         allowed = self._allowed_keys()
         if not key and (allowed is not None or not self._keyless_taken):
             raise Unauthorized("no key: send it in the header statsig-api-key or in the query as k=")

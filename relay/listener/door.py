@@ -135,17 +135,21 @@ class Door:
         except Refusal:
             reservation.release()
             return False
+        except Exception as exc:  # noqa: BLE001 – a bug of ours: `handle` meets it too, and can answer it
+            reservation.release()
+            self._note_fault(exc)
+            return False
         self._observer.request_began()
         return True
 
     def _digest_simple(self, head: simple.Head, body: bytes, reservation: Reservation) -> Digest | None:
         self._admission.check_place("POST", head.path, head.headers)
         self._admission.check_size(len(body))
-        about = self._admission.read_head(head.headers, head.query)
+        self._admission.check_key(head.about.key)
         arrival = Arrival(
             body=body,
             coding=head.headers.get("content-encoding", ""),
-            head=about,
+            head=head.about,
             received_at_ms=self._now_ms(),
         )
         digest = self._intake.digest_at_once(arrival, reservation)
@@ -194,7 +198,7 @@ class Door:
         except Refusal as refusal:
             response = self._refuse(refusal, request, exchange)
         except Exception as exc:  # noqa: BLE001 – a bug of ours must not cost a client its events: 503 makes it return
-            self._faults.say(_log.error, "ingest_failed", per=type(exc).__name__, exc_info=exc)
+            self._note_fault(exc)
             fault = OwnFault("the relay met an error of its own; nothing was acknowledged, send the request again")
             response = self._refuse(fault, request, exchange)
         self._observer.request_answered(response.status, self._loop.time() - exchange.body_at)
@@ -300,6 +304,9 @@ class Door:
         elif refusal.status == web.HTTPMethodNotAllowed.status_code:
             exchange.headers |= _ALLOW
         return answers.refused(refusal, exchange.headers)
+
+    def _note_fault(self, fault: Exception) -> None:
+        self._faults.say(_log.error, "ingest_failed", per=type(fault).__name__, exc_info=fault)
 
     def _answer_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         answer = self._origins.answer_headers(headers)

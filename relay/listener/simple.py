@@ -11,6 +11,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from relay import wire
+from relay.errors import Refusal
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -48,12 +51,19 @@ class Head(NamedTuple):
     query: str
     headers: Mapping[str, str]
     """Lower-case names."""
+    about: wire.Head
+    """What they say of the request."""
     body_at: int
     """Where the body begins."""
     length: int
     """The whole request, head and body, in bytes."""
 
 
+_REMEMBERED_HEADS_MAX: Final = 512
+_REMEMBERED_HEAD_BYTES_MAX: Final = 1024
+"""Whole heads kept: a client that tells no time sends the same one again and again."""
+
+_heads: dict[bytes, Head] = {}
 _lines: dict[bytes, Line] = {}
 _targets: dict[bytes, tuple[str, str]] = {}
 _ODD: Final = Line("", "")
@@ -65,13 +75,23 @@ def read_head(data: bytes) -> Head | None:
     end = data.find(b"\r\n\r\n", 0, HEAD_BYTES_MAX)
     if end < 0:
         return None
-    first, *rest = data[:end].split(b"\r\n")
+    raw = data[:end]
+    head = _heads.get(raw) or _read_whole(raw)
+    if head is not None and end <= _REMEMBERED_HEAD_BYTES_MAX:
+        if len(_heads) >= _REMEMBERED_HEADS_MAX:
+            _heads.clear()
+        _heads[raw] = head
+    return head
+
+
+def _read_whole(raw: bytes) -> Head | None:
+    first, *rest = raw.split(b"\r\n")
     target = _targets.get(first) or _read_target(first)
     if target is None:
         return None
     headers: dict[str, str] = {}
-    for raw in rest:
-        name, value = _lines.get(raw) or _read_line(raw)
+    for line in rest:
+        name, value = _lines.get(line) or _read_line(line)
         if not name or name in headers:
             return None
         headers[name] = value
@@ -79,7 +99,14 @@ def read_head(data: bytes) -> Head | None:
     if not length or "host" not in headers:
         return None
     size = int(length)
-    return Head(*target, headers, end + 4, end + 4 + size) if size <= BODY_BYTES_MAX else None
+    if size > BODY_BYTES_MAX:
+        return None
+    try:
+        about = wire.read_head(headers, target[1])
+    except Refusal:
+        return None
+    body_at = len(raw) + len(b"\r\n\r\n")
+    return Head(*target, headers, about, body_at, body_at + size)
 
 
 def _read_target(line: bytes) -> tuple[str, str] | None:

@@ -242,3 +242,26 @@ class CountingExecutor(ThreadPoolExecutor):
     def submit(self, *work, **given):
         self.jobs += 1
         return super().submit(*work, **given)
+
+
+class BrokenSpool:
+    """Has a bug."""
+
+    def submit(self, *_: object, **__: object) -> None:
+        raise RuntimeError("boom")
+
+    async def append(self, *_: object, **__: object) -> None:
+        raise RuntimeError("boom")
+
+
+async def test_a_bug_of_ours_is_503_so_that_the_client_comes_back(tmp_path, caplog):
+    async with open_house(tmp_path, closed_spool=True) as house:
+        house.door.open_to(BrokenSpool())  # type: ignore[arg-type]
+        for headers in ({}, {"X-Request-Id": "takes-the-long-way"}):
+            answer = await house.post(headers=headers)
+            assert answer.status == 503
+            assert answer.refusal()[0] == "internal_error"
+            assert "boom" not in answer.refusal()[1]
+        assert house.refused() == {"disk_error": 2}
+        assert house.answered() == {503: 2}
+        assert not caplog.records, "it is in the relay's log, once a minute"
