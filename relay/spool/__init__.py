@@ -13,8 +13,15 @@ Invariants, in events, for the life of a process:
     recovered + enqueued = acked + dead-lettered + queued          (a leased chunk is queued)
     dead recovered + dead-lettered = replayed + dropped + dead held
 
-A chunk is leased to one holder at a time. Nothing is deleted but by ack, replace and an operator. A chunk's place in
-its lane is its id; ids only grow, across restarts too.
+A chunk is leased to one holder at a time. Nothing is deleted but by ack, replace, an operator, and the bound on dead
+letters. A chunk's place in its lane is its id; ids only grow, across restarts too. A dead letter that is replayed gets
+a new id, and its age begins again. A lane may be given another key: its chunks stay where they are, and travel under
+that key from the next attempt on.
+
+    spool      the face: admits, leases, keeps the books       writer     the thread that commits
+    room, books, index, paging, recent, graveyard: its parts   store      transactions and reads
+    record     a chunk's bytes     folder   lock and fitness   table      the file's schema and settings
+    letters    dead letters        reader   for tools          salvage    what to save of a damaged file
 """
 
 from __future__ import annotations
