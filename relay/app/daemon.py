@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -20,16 +21,20 @@ from relay.admin import AdminServer
 from relay.app import snapshot
 from relay.app.stopping import Stop
 from relay.control import ControlServer, Verbs
+from relay.errors import ConfigError
 from relay.forwarder.loop import Forwarder
 from relay.forwarder.upstream import Upstream
 from relay.listener import Door, Listener
 from relay.listener.door import Limits
+from relay.logs import set_level
 from relay.observe import Observer, Snapshot
 from relay.spool.folder import Folder, hold
 from relay.spool.spool import DiskSpool
 from relay.spool.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from relay.config import Config
     from relay.forwarder.body import Compression
     from relay.forwarder.delivery import Success
@@ -43,12 +48,16 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 _log = structlog.get_logger()
 
 
-async def serve(config: Config) -> int:
-    """Run until told to stop; gives the exit code. Raises RelayError where a room cannot be opened."""
+async def serve(config: Config, reload: Callable[[], Config] | None = None) -> int:
+    """Run until told to stop; gives the exit code. Raises RelayError where a room cannot be opened.
+
+    On SIGHUP the key files are read at once, and the log's level is taken from what `reload` gives; all else of a
+    configuration needs a restart.
+    """
     stop = Stop()
     stop.listen_for_signals()
     async with AsyncExitStack() as rooms:
-        daemon = Daemon(config, stop)
+        daemon = Daemon(config, stop, reload or (lambda: config))
         await daemon.open(rooms)
         await daemon.run()
     await daemon.last_word()
@@ -58,9 +67,10 @@ async def serve(config: Config) -> int:
 class Daemon:
     """All rooms of one process; `live`, `ready` and `started` answer the probes, None where all is well."""
 
-    def __init__(self, config: Config, stop: Stop) -> None:
+    def __init__(self, config: Config, stop: Stop, reload: Callable[[], Config]) -> None:
         self._config = config
         self._stop = stop
+        self._reload = reload
         self._observer = Observer()
         self._started_at = time.time()
         self._upstream_host = urlsplit(config.upstream.url).netloc.rpartition("@")[2]
@@ -154,6 +164,7 @@ class Daemon:
             tasks = [
                 group.create_task(self._watch_loop(), name="loop-lag"),
                 group.create_task(self._follow_keys(), name="key-files"),
+                group.create_task(self._follow_hangups(), name="reload"),
             ]
             systemd.notify("READY=1")
             await self._stop.asked.wait()
@@ -291,6 +302,24 @@ class Daemon:
                     await asyncio.to_thread(file.load)
                 except OSError as exc:
                     _log.warning("key_file_unreadable", path=str(file.path), error=exc.strerror)
+
+    async def _follow_hangups(self) -> None:
+        """Read secrets and the log's level again at each SIGHUP; a configuration that is wrong changes nothing."""
+        hung_up = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            await self._load_keys()
+            if self._forwarder is not None:
+                self._forwarder.key_changed()
+            try:
+                level = (await asyncio.to_thread(self._reload)).log.level
+            except ConfigError as exc:
+                _log.error("reload_refused", problems=exc.problems)
+                continue
+            set_level(level)
+            _log.info("reloaded", log_level=level)
 
     async def _follow_keys(self) -> None:
         assert self._forwarder is not None

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     configure_logs(config.log.level, config.log.format)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(serve(config))
+            return runner.run(serve(config, lambda: load_config(arguments)))
     finally:
         close_logs()
 
