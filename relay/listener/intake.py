@@ -207,7 +207,11 @@ class Intake:
 
     def _marks(self, parsed: wire.Parsed, head: wire.Head) -> list[int]:
         """Give each event's mark, where the request belongs to an SDK's session and its events have their times."""
-        if self._resends is None or not head.session_id or parsed.stamped:
+        if self._resends is None:
+            return []
+        if head.batch_id:  # of another relay: the batch is the same at each attempt, whatever is in it
+            return self._resends.hashes(head.key, head.batch_id, [b"%d" % at for at in range(parsed.events)])
+        if not head.session_id or parsed.stamped:
             return []
         return self._resends.hashes(head.key, head.session_id, wire.split_events(parsed.text))
 

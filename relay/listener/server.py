@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from relay.listener.connection import Server
+from relay.listener.connection import Connection, Server
 from relay.listener.crowd import Crowd
 from relay.listener.express import ExpressConnection
 from relay.listener.process import prepare
@@ -31,12 +31,12 @@ FORCED_SECONDS: Final = 0.1
 class Listener:
     """All listening sockets of the front door and the connections that came through them."""
 
-    def __init__(self, door: Door, *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(self, door: Door, *, connections_max: int = CONNECTIONS_MAX, short_way: bool = True) -> None:
+        """Without `short_way` every request takes the general one."""
         self._door = door
         self._crowd = Crowd(connections_max)
-        self._runner = web.ServerRunner(
-            Server(door, self._crowd, ExpressConnection), handle_signals=False, shutdown_timeout=FORCED_SECONDS
-        )
+        server = Server(door, self._crowd, ExpressConnection if short_way else Connection)
+        self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=FORCED_SECONDS)
         self._sockets = Sockets()
         self._open = False
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from listener.house import House
 
 
+@pytest.fixture(params=[True, False], ids=["short way", "general way"])
+def short_way(request: pytest.FixtureRequest) -> bool:
+    """Both ways a request can take; who asks for this runs once for each."""
+    return bool(request.param)
+
+
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path) as opened:
+async def house(tmp_path: Path, short_way: bool) -> AsyncIterator[House]:  # noqa: FBT001 - a fixture
+    async with open_house(tmp_path, short_way=short_way) as opened:
         yield opened

@@ -205,6 +205,7 @@ async def open_house(
     *,
     addresses: Sequence[Address] = (Address("127.0.0.1", 0),),
     connections_max: int = 1024,
+    short_way: bool = True,
     limits: Mapping[str, float] | None = None,
     closed_spool: bool = False,
     spool_settings: Mapping[str, object] | None = None,
@@ -224,7 +225,7 @@ async def open_house(
     }
     async with SpoolOnDisk(directory).open(**{"lanes_max": 100_000, **(spool_settings or {})}) as spool:
         door = Door(observer=observer, **{**given, **settings})  # type: ignore[arg-type]
-        listener = Listener(door, connections_max=connections_max)
+        listener = Listener(door, connections_max=connections_max, short_way=short_way)
         names = await listener.open(addresses)
         if not closed_spool:
             door.open_to(spool)

@@ -24,6 +24,12 @@ class GeneralWay:
 
 
 @pytest.fixture
+def short_way() -> bool:
+    """These tests are about the short way alone."""
+    return True
+
+
+@pytest.fixture
 def general(house: House) -> GeneralWay:
     way = GeneralWay(house)
     house.listener._runner.server.request_handler = way
@@ -153,6 +159,15 @@ async def test_equal_events_in_one_request_and_events_without_a_time_are_never_t
     for _ in range(3):
         await house.exchange(post(b'{"events":[{"eventName":"e"}]}', headers=SESSION))
     assert len(await house.stored()) == 5
+
+
+async def test_a_batch_that_another_relay_sends_again_is_stored_once(house: House):
+    body = b'{"events":[{"eventName":"e"},{"eventName":"e"}]}'  # neither a session nor times: only the id tells
+    for batch, way in (("b-1", {}), ("b-1", {}), ("b-1", {"Connection": "close"}), ("b-2", {})):
+        headers = {"statsig-relay-batch-id": batch} | way
+        assert (await house.exchange(post(body, headers=headers))).status == 202
+    assert len(await house.stored()) == 4
+    assert house.observer.suppressed_events == 4
 
 
 async def test_suppressing_can_be_switched_off(tmp_path):

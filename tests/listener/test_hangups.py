@@ -75,8 +75,8 @@ class SlowSpool:
 
 
 @pytest.mark.parametrize("how", ["hang_up", "reset"])
-async def test_a_client_that_hangs_up_before_its_answer_takes_nothing_back(tmp_path, caplog, how):
-    async with open_house(tmp_path, closed_spool=True) as house:
+async def test_a_client_that_hangs_up_before_its_answer_takes_nothing_back(tmp_path, short_way, caplog, how):
+    async with open_house(tmp_path, short_way=short_way, closed_spool=True) as house:
         slow = SlowSpool(house.spool)
         house.door.open_to(slow)  # type: ignore[arg-type]
         async with house.client() as client:
@@ -91,8 +91,8 @@ async def test_a_client_that_hangs_up_before_its_answer_takes_nothing_back(tmp_p
         assert not caplog.records
 
 
-async def test_a_client_that_sends_no_more_still_reads_its_answer(tmp_path):
-    async with open_house(tmp_path, closed_spool=True) as house:
+async def test_a_client_that_sends_no_more_still_reads_its_answer(tmp_path, short_way):
+    async with open_house(tmp_path, short_way=short_way, closed_spool=True) as house:
         slow = SlowSpool(house.spool)
         house.door.open_to(slow)  # type: ignore[arg-type]
         async with house.client() as client:

@@ -203,13 +203,17 @@ async def test_garbage_behind_a_request_is_refused_and_closed(house: House):
     assert await house.stored() == [EVENT]
 
 
-async def test_garbage_in_one_segment_with_a_request_costs_only_itself(house: House):
+async def test_garbage_in_one_segment_with_a_request_is_refused_and_what_is_not_acknowledged_is_not_kept(
+    house: House, short_way
+):
+    """The general way reads the segment as a whole, so there the request is lost with the garbage."""
     async with house.client() as client:
         await client.send(post() + b"garbage\r\n\r\n")
-        assert (await client.read()).status == 202
+        if short_way:
+            assert (await client.read()).status == 202
         assert (await client.read()).refusal()[0] == "invalid_request"
         assert await client.closed()
-    assert await house.stored() == [EVENT]
+    assert await house.stored() == [EVENT] * short_way
 
 
 async def test_an_empty_line_behind_a_body_is_forgiven(house: House):
