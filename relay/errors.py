@@ -20,10 +20,11 @@
     └── SpoolError             the queue folder cannot be used
         ├── SpoolLocked            another process holds it (exit 1)
         ├── SpoolTooNew            a later release wrote it (exit 2, nothing touched)
-        ├── SpoolForeign           a file there is not ours (exit 2, nothing touched)
+        ├── SpoolForeign           another program's database lies there (exit 2, nothing touched)
         ├── SpoolUnfit             a file system that cannot keep the promise (exit 2)
         ├── StoreFull              a commit found no room; rolled back
         ├── StoreFailed            a commit failed; rolled back, the store is to be reopened
+        │   └── StoreDamaged           the file itself is wrong: what can be read is to be saved
         └── ChunkCorrupt           a stored chunk fails its checksum
 
 Only a Refusal knows about HTTP: its class holds the status, the `code` that clients read and the `reason` that the
@@ -179,7 +180,7 @@ class SpoolTooNew(SpoolError):
 
 
 class SpoolForeign(SpoolError):
-    """A file with the spool's name is not a spool; nothing was touched."""
+    """A database of another program has the spool's name; nothing was touched."""
 
 
 class SpoolUnfit(SpoolError):
@@ -192,6 +193,10 @@ class StoreFull(SpoolError):
 
 class StoreFailed(SpoolError):
     """A commit failed and was rolled back; its rows may still appear after the store is reopened."""
+
+
+class StoreDamaged(StoreFailed):
+    """SQLite finds the file itself wrong: opening it anew does not help, what can be read is to be saved."""
 
 
 class ChunkCorrupt(SpoolError):

@@ -27,7 +27,7 @@ PREFIX: Final = "event_relay_"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 DEAD_REASONS: Final = ("invalid", "rejected", "too_large", "poison", "expired", "corrupt")
-DROP_REASONS: Final = ("purged", "evicted")
+DROP_REASONS: Final = ("purged", "evicted", "corrupt")
 """By an operator; by the bound on dead letters."""
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from relay.errors import SpoolError
-from relay.spool.table import StoreDamaged
+from relay.errors import SpoolError, StoreDamaged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

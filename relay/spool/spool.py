@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
-from relay.errors import AnswerDue, ChunkCorrupt, DiskFailing, NotNow, QueueFull, SpoolError, StoreFailed, StoreFull
+from relay.errors import (
+    AnswerDue,
+    ChunkCorrupt,
+    DiskFailing,
+    NotNow,
+    QueueFull,
+    SpoolError,
+    StoreDamaged,
+    StoreFailed,
+    StoreFull,
+)
 from relay.spool import Chunk, LaneStats, Record, Ref, Stats, Verdict
 from relay.spool.books import Books
 from relay.spool.graveyard import Graveyard, Tally
@@ -22,7 +32,6 @@ from relay.spool.recent import Recent
 from relay.spool.record import decode
 from relay.spool.room import Room
 from relay.spool.store import Entry, Row, Store
-from relay.spool.table import StoreDamaged
 from relay.spool.writer import Append, Done, Failed, Found, Heard, Job, Outcome, Writer
 
 if TYPE_CHECKING:

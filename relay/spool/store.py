@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from relay.errors import StoreFailed
+from relay.errors import StoreDamaged, StoreFailed
 from relay.spool import letters, salvage
 from relay.spool.record import Verdict  # noqa: TC001 – msgspec reads it when a Struct is decoded
 from relay.spool.table import (
@@ -24,7 +24,6 @@ from relay.spool.table import (
     READ_ROWS_MAX,
     WAL_BYTES_MAX,
     ChunkTable,
-    StoreDamaged,
     check_format,
     translated,
 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from persistqueue import SQLiteQueue
 
-from relay.errors import SpoolForeign, SpoolTooNew, StoreFailed, StoreFull
+from relay.errors import SpoolForeign, SpoolTooNew, StoreDamaged, StoreFailed, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,10 +40,6 @@ READ_ROWS_MAX: Final = 100
 
 _MAGIC: Final = b"SQLite format 3\0"
 _DAMAGE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
-
-
-class StoreDamaged(StoreFailed):
-    """SQLite finds the file itself wrong: opening it anew does not help, what can be read is to be saved."""
 
 
 class ChunkTable(SQLiteQueue):

@@ -51,6 +51,7 @@ HEADERS_BYTES_MAX: Final = sum(len(name) + 3 + 4 * HEADER_CHARACTERS_MAX for nam
 """What the block can grow to: every value as long as it may be, in characters of four bytes."""
 
 _SESSION: Final = "statsig-server-session-id"
+_BATCH_ID: Final = "statsig-relay-batch-id"
 _IN_QUERY: Final = {"statsig-sdk-type": "st", "statsig-sdk-version": "sv", _SESSION: "sid"}
 _BLANKS: Final = " \t"
 _UNFIT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and bytes that were no UTF-8
@@ -72,6 +73,8 @@ class Head(msgspec.Struct, frozen=True):
     is_retry: bool
     gzip_claimed: bool
     """The browser SDK's `gz=1`."""
+    batch_id: str
+    """Another relay's name for this batch, the same at each of its attempts; empty from everybody else."""
     headers: bytes
     """The block that travels on with the events: `name: value` lines, lower-case and sorted."""
 
@@ -112,6 +115,7 @@ def read_head(headers: Mapping[str, str], query_string: str) -> Head:
         session_id=values[_TRAVELLING.index(_SESSION)],
         is_retry=retries.strip().lower() not in _NOT_A_RETRY,
         gzip_claimed=query.get("gz") == "1",
+        batch_id=get(_BATCH_ID, ""),
         headers=_block(tuple(values)),
     )
 

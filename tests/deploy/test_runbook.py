@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-QUEUE_VERBS = ("stats", "peek", "export", "verify", "compact", "lanes", "pause", "resume", "rekey")
+QUEUE_VERBS = ("stats", "peek", "export", "verify", "compact", "repair", "lanes", "pause", "resume", "rekey")
 DLQ_VERBS = ("list", "show", "export", "replay", "purge")
 COMMANDS = {
     *(f"relay {name}" for name in ("run", "check-config", "sink", "demo", "status", "doctor")),

@@ -49,7 +49,7 @@ CONTRACT: dict[str, tuple[str, dict[str, set[str]]]] = {
     "dead_letter_recovered_events_total": ("counter", {}),
     "dead_letter_replayed_events_total": ("counter", {}),
     "dead_lettered_events_total": ("counter", {"reason": REASONS_DEAD}),
-    "dropped_events_total": ("counter", {"reason": {"purged", "evicted"}}),
+    "dropped_events_total": ("counter", {"reason": {"purged", "evicted", "corrupt"}}),
     "forward_requests_total": ("counter", {"outcome": OUTCOMES}),
     "forward_events_total": ("counter", {"outcome": OUTCOMES}),
     "forward_bytes_total": ("counter", {}),

@@ -14,11 +14,10 @@ from relay.commands.common import add_config_option, load_config
 from relay.commands.queue_tools.progress import ProgressLine
 from relay.control import Bounds, Refused, ask, carry_out
 from relay.control.naming import lanes_called
-from relay.errors import RelayError
+from relay.errors import RelayError, StoreDamaged
 from relay.observe import fingerprint
 from relay.spool.folder import FOLDER_NAME
 from relay.spool.reader import NoQueue, Reader
-from relay.spool.table import StoreDamaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
