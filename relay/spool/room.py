@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 RESERVE_SHARE: Final = 64
 """One part in so many of the capacity is kept for marks and parts: what is full must still be able to drain."""
+USUAL_BYTES: Final = 64 * 1024
+"""A usual request: without room for that the spool does not call itself ready."""
 
 
 class Room:
@@ -26,6 +28,10 @@ class Room:
         self.space = Space(0, 0)
         self._disk_free_min = disk_free_bytes_min
         self._lane_share = lane_bytes_share_max
+
+    def check_usual(self) -> None:
+        """Raise QueueFull where a usual request finds no room."""
+        self.check(USUAL_BYTES)
 
     def check(self, size: int) -> None:
         """Raise QueueFull where so many bytes more would not fit."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import structlog
 
 from relay.errors import (
-    AnswerDue,
     ChunkCorrupt,
     DiskFailing,
     NotNow,
@@ -32,6 +31,7 @@ from relay.spool.recent import Recent
 from relay.spool.record import decode
 from relay.spool.room import Room
 from relay.spool.store import Entry, Row, Store
+from relay.spool.waiting import Waiting
 from relay.spool.writer import Append, Done, Failed, Found, Heard, Job, Outcome, Writer
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ INDEX_ENTRIES_MAX: Final = 1_000_000
 """Free chunks whose entries are held in memory, 28 MB; the rest stay on disk until these are delivered."""
 RECENT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Rows kept in memory after their commit, so that prompt delivery reads no disk."""
-READY_BYTES: Final = 64 * 1024
-"""Room for a usual request: with less the spool does not call itself ready."""
 FAILURES_MAX: Final = 20
 """Failed commits in a row after which the process ends, so that its supervisor decides."""
 
@@ -103,8 +101,6 @@ class DiskSpool:
             tell=self._tell,
             gave_up=self._give_up,
         )
-        self._waiting: dict[Append, None] = {}  # in order of arrival, and so of their deadlines
-        self._sweeper: asyncio.TimerHandle | None = None
         self._recent = Recent(RECENT_BYTES_MAX)
         self._wakers: list[Callable[[int], None]] = []
         self._failures = 0
@@ -137,6 +133,7 @@ class DiskSpool:
             space=self._folder.space,
             now_ms=self._now_ms,
         )
+        self._waiting = Waiting(self._loop, withdraw=self._writer.withdraw, left=self._left)
         self._writer.start()
         self._pager.page_in()
         self._graveyard.keep_within_bound()
@@ -164,8 +161,7 @@ class DiskSpool:
         await self._pager.close()
         await asyncio.to_thread(self._writer.stop)
         await asyncio.sleep(0)  # let the last report in
-        for append in list(self._waiting):
-            self._answer(append, DiskFailing("the relay stopped before these events were on disk; send them again"))
+        self._waiting.answer_all(DiskFailing("the relay stopped before these events were on disk; send them again"))
         await asyncio.to_thread(self._close_store)
 
     def writer_alive(self) -> bool:
@@ -179,7 +175,7 @@ class DiskSpool:
         if self._failing is not None:
             return str(self._failing)
         try:
-            self._room.check(READY_BYTES)
+            self._room.check_usual()
         except QueueFull as exc:
             return str(exc)
         return None
@@ -210,10 +206,8 @@ class DiskSpool:
             raise self._room.refuse_share(lane)
         self._room.pending_bytes += append.bytes
         lane.pending_events += append.events
-        self._waiting[append] = None
+        self._waiting.add(append)
         self._writer.append(append)
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_at(deadline, self._sweep)
 
     def _admit(self, records: Sequence[Record]) -> Lane:
         if self._closed:
@@ -386,7 +380,7 @@ class DiskSpool:
         for job, refs in done.jobs:
             self._settle_job(job, refs)
         for append in done.appends:
-            self._answer(append, None)
+            self._waiting.answer(append, None)
         if done.appends:
             self._committed(done.seconds, sum(append.events for append in done.appends))
         for lane in woken:
@@ -448,42 +442,18 @@ class DiskSpool:
             self._failures += 1
         for append in failed.appends:
             if full:
-                self._answer(append, QueueFull(f"the queue is full: {failed.error}"))
+                self._waiting.answer(append, QueueFull(f"the queue is full: {failed.error}"))
             else:
-                self._answer(append, DiskFailing(f"the events could not be stored: {failed.error}"))
+                self._waiting.answer(append, DiskFailing(f"the events could not be stored: {failed.error}"))
         for job in failed.jobs:
             if not job.future.done():
                 job.future.set_exception(failed.error)
         if self._failures == self._failures_max:
             self._gave_up(failed.error)
 
-    def _answer(self, append: Append, refusal: NotNow | None) -> None:
-        """Take a request off the books, and tell who waits for it, unless the deadline has told already."""
-        if append in self._waiting:
-            del self._waiting[append]
-            self._room.pending_bytes -= append.bytes
-            self._lanes[append.lane].pending_events -= append.events
-        if append.done is not None:
-            done, append.done = append.done, None
-            done(refusal)
-
-    # -- the answer bound ---------------------------------------------------------------------------------------------
-
-    def _sweep(self) -> None:
-        """Answer who has waited too long; one timer serves all, for all wait equally long."""
-        self._sweeper = None
-        now = self._loop.time()
-        for append in list(self._waiting):
-            if append.due > now:
-                self._sweeper = self._loop.call_at(append.due, self._sweep)
-                return
-            if append.done is None:
-                continue
-            if self._writer.withdraw(append):
-                self._answer(append, AnswerDue("the disk is too slow just now; nothing was stored", ambiguous=False))
-            else:
-                done, append.done = append.done, None
-                done(AnswerDue("the disk is too slow just now; the events may have been stored", ambiguous=True))
+    def _left(self, append: Append) -> None:
+        self._room.pending_bytes -= append.bytes
+        self._lanes[append.lane].pending_events -= append.events
 
     # -- small things -------------------------------------------------------------------------------------------------
 
