@@ -264,13 +264,18 @@ class Intake:
         """Run `work` with the decoders; past the deadline raise Busy, and leave its memory reserved until it ends."""
         job = self._decoders.submit(work)
         future = asyncio.wrap_future(job)
-        await asyncio.wait({future}, timeout=deadline - asyncio.get_running_loop().time())
-        if future.done():
-            return future.result()
-        if not job.cancel():  # it runs, and a thread cannot be interrupted
-            left = reservation.hand_over()
-            future.add_done_callback(partial(_give_back, left))
-        raise Busy("big requests keep the relay busy; send it again in a moment")
+        try:
+            await asyncio.wait({future}, timeout=deadline - asyncio.get_running_loop().time())
+            if future.done():
+                return future.result()
+            if not job.cancel():  # it runs, and a thread cannot be interrupted
+                left = reservation.hand_over()
+                future.add_done_callback(partial(_give_back, left))
+            raise Busy("big requests keep the relay busy; send it again in a moment")
+        finally:
+            # An error's traceback holds this frame, and all that was inflated; did the frame hold the error in turn,
+            # nothing of it would go before the collector comes round.
+            del future, job
 
 
 def _held_by(digest: Digest) -> int:

@@ -35,7 +35,7 @@ RETRY_SECONDS = 0.2
 P99_SECONDS_MAX = 1.0
 """A neighbour's, under any abuse, on a machine that is busy with other tests too."""
 SLOWEST_SECONDS_MAX = 3.0
-PEAK_BYTES_MAX = 350 * MIB
+PEAK_BYTES_MAX = 300 * MIB
 """Resident, with the default memory_bytes_max of 96 MiB."""
 
 

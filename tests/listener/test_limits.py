@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -245,6 +248,23 @@ class CountingExecutor(ThreadPoolExecutor):
     def submit(self, *work, **given):
         self.jobs += 1
         return super().submit(*work, **given)
+
+
+async def test_what_a_bomb_inflated_to_is_given_back_with_its_refusal(house: House):
+    bomb = gzip.compress(b'{"events":[{"eventName":"a","x":"' + b"x" * (80 << 20))
+    gc.collect()
+    gc.disable()
+    try:
+        before = resident_bytes()
+        for _ in range(8):
+            assert (await house.post(bomb)).status == 413
+        assert resident_bytes() - before < 100 << 20, "each holds 64 MiB while it is read"
+    finally:
+        gc.enable()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class LateExecutor(ThreadPoolExecutor):
