@@ -26,7 +26,7 @@ class Room:
         self.pending_bytes = 0
         """Admitted since."""
         self.space = Space(0, 0)
-        self._disk_free_min = disk_free_bytes_min
+        self.disk_free_bytes_min = disk_free_bytes_min
         self._lane_share = lane_bytes_share_max
 
     def check_usual(self) -> None:
@@ -40,10 +40,10 @@ class Room:
             raise QueueFull(
                 f"the queue is full: {self.used_bytes} of {capacity} bytes hold events that upstream has not taken yet"
             )
-        if self.space.free_bytes - self.pending_bytes - size < self._disk_free_min:
+        if self.space.free_bytes - self.pending_bytes - size < self.disk_free_bytes_min:
             raise QueueFull(
                 f"the disk has {self.space.free_bytes} bytes free, of which queue.disk_free_bytes_min keeps "
-                f"{self._disk_free_min}"
+                f"{self.disk_free_bytes_min}"
             )
 
     def is_over_share(self, lane: Lane, size: int) -> bool:

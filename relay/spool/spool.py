@@ -132,6 +132,7 @@ class DiskSpool:
             report=self._report,
             space=self._folder.space,
             now_ms=self._now_ms,
+            disk_free_bytes_min=self._room.disk_free_bytes_min,
         )
         self._waiting = Waiting(self._loop, withdraw=self._writer.withdraw, left=self._left)
         self._writer.start()
@@ -141,12 +142,11 @@ class DiskSpool:
     def _survey(self) -> None:
         """Learn what an earlier life left, all but the index; in the reader thread."""
         last_id, lanes, dead = self._store.last_id(), self._store.lanes(), self._store.dead_totals()
-        used_bytes, space = self._store.usage().used_bytes, self._folder.space()
+        self._room.used_bytes, self._room.space = self._store.usage().used_bytes, self._folder.space()
         self._pager.start(last_id)
         self._lanes.restore(lanes)
         for held in dead:
             self._books.recover_dead(self._lanes[held.lane], chunks=held.chunks, events=held.events, size=held.bytes)
-        self._room.used_bytes, self._room.space = used_bytes, space
 
     async def recovered(self) -> None:
         """Wait until what an earlier life left is counted."""

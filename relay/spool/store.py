@@ -230,6 +230,15 @@ class Store:
         """Return some free pages to the file system; for the committing thread."""
         with self._translated("shrinking the file"):
             self._table.writer.executescript(f"PRAGMA incremental_vacuum({pages})")  # execute() would step once: a page
+        self.checkpoint()  # which cuts the file; without one it stays as long as it was
+
+    def checkpoint(self) -> None:
+        """Move the log's pages into the file, as far as no reader needs them; for the committing thread.
+
+        The log is then written from its start again, in room that it has already.
+        """
+        with self._translated("emptying the log"):
+            self._table.writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def last_id(self) -> int:
         """The highest id ever given, 0 in a new file."""

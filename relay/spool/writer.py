@@ -48,6 +48,8 @@ SHRINK_FROM_BYTES: Final = 32 * 1024 * 1024
 """Free pages kept in the file for the next burst; more are given back to the disk."""
 SHRINK_PAGES: Final = 256
 """Given back in one step, 1 MiB: an append never waits long behind it."""
+SHRINK_SECONDS: Final = 0.1
+"""Between two steps of an idle writer: a backlog's gigabyte is back in two minutes."""
 
 
 class Append:
@@ -139,14 +141,22 @@ class Writer:
         report: Callable[[Outcome], None],
         space: Callable[[], Space],
         now_ms: Callable[[], int],
+        disk_free_bytes_min: int = 0,
     ) -> None:
-        """`report` is called in the writer thread after every transaction, and once in a while when idle."""
+        """`report` is called in the writer thread after every transaction, and once in a while when idle.
+
+        With less free on the disk than `disk_free_bytes_min` nothing is let in, so room that the file does not need is
+        given back before that.
+        """
         self._store = store
         self._events_max = chunk_events_max
         self._bytes_max = chunk_bytes_max
         self._report = report
         self._space = space
         self._now_ms = now_ms
+        self._spare_bytes = disk_free_bytes_min + SHRINK_FROM_BYTES
+        self._idle_seconds = BEAT_SECONDS
+        self._shrunk_at = 0.0
         self._next_id = last_id + 1
         self._committed_to = last_id
         self._measured = Usage(0, 0), Space(0, 0)
@@ -218,8 +228,7 @@ class Writer:
         while (work := self._take()) is not None:
             self.beat = time.monotonic()
             self._report(self._commit(work))
-            if not work:
-                self._shrink()
+            self._shrink(idle=not work)
 
     def _take(self) -> Work | None:
         """Wait for work and take a transaction's worth; None when stopped and empty, empty work when idle."""
@@ -227,7 +236,7 @@ class Writer:
             if self._stopping and (self._broken or not self._work):
                 return None
             if not self._work and not self._broken:
-                self._wake.wait(timeout=BEAT_SECONDS)
+                self._wake.wait(timeout=self._idle_seconds)
             work, self._work = self._work, _nothing()
             room = COMMIT_BYTES_MAX
             for at, append in enumerate(work.appends):
@@ -291,6 +300,9 @@ class Writer:
 
     def _failed(self, work: Work, error: SpoolError) -> Failed:
         """Keep the deletes and the new lanes for another try; on a full store try the deletes alone, they make room."""
+        if isinstance(error, StoreFull):
+            with contextlib.suppress(SpoolError):  # a log that cannot grow begins anew, in the room that it has
+                self._store.checkpoint()
         if isinstance(error, StoreFull) and work.acks and (work.appends or work.jobs):
             alone = self._commit(Work(lanes=[], appends=[], acks=work.acks, jobs=[]))
             if isinstance(alone, Done):
@@ -354,10 +366,20 @@ class Writer:
         self._next_id += 1
         return row
 
-    def _shrink(self) -> None:
-        """Idle: give free pages back, a step at a time, until only a burst's worth is kept."""
-        with contextlib.suppress(SpoolError):  # the next commit meets the same error and reports it
-            if not self._broken and self._store.usage().free_bytes > SHRINK_FROM_BYTES:
+    def _shrink(self, *, idle: bool) -> None:
+        """Give free pages back until only a burst's worth is kept, or none where the disk runs out of room.
+
+        A step at a time, and while there is work and room only one a beat.
+        """
+        self._idle_seconds = BEAT_SECONDS
+        if self._broken or self._measured is None:
+            return
+        usage, space = self._measured
+        scarce = space.free_bytes < self._spare_bytes
+        due = idle or scarce or self.beat - self._shrunk_at > BEAT_SECONDS
+        if due and usage.free_bytes > (0 if scarce else SHRINK_FROM_BYTES):
+            self._shrunk_at, self._idle_seconds = self.beat, SHRINK_SECONDS
+            with contextlib.suppress(SpoolError):  # the next commit meets the same error and reports it
                 self._store.give_back(SHRINK_PAGES)
 
 

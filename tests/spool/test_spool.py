@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -523,3 +524,27 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
     )
     assert "COVERING INDEX chunks" in plan.fetchone()[3]
     store.close()
+
+
+async def test_the_file_shrinks_on_disk_after_a_backlog_though_nothing_comes_in_any_more(disk: SpoolOnDisk):
+    file = disk.directory / "spool" / FILE_NAME
+    async with disk.open() as spool:
+        for _ in range(100):
+            await append(spool, record(text=os.urandom(480_000).hex().encode()))
+        await until(lambda: file.stat().st_size > 40 << 20)
+        full = file.stat().st_size
+        await take_all(spool)
+        await until(lambda: file.stat().st_size < full - (3 << 20))
+
+
+async def test_a_disk_that_the_queue_itself_has_filled_to_the_floor_is_used_again_once_it_drained(disk: SpoolOnDisk):
+    probe = os.statvfs(disk.directory)
+    floor = probe.f_bavail * probe.f_frsize - (8 << 20)  # leaves less than is usually kept for the next burst
+    async with disk.open(disk_free_bytes_min=floor) as spool:
+        with contextlib.suppress(QueueFull):
+            for _ in range(100):
+                await append(spool, record(text=os.urandom(240_000).hex().encode()))
+        assert "disk_free_bytes_min" in (spool.not_ready() or "")
+        await take_all(spool)
+        await until(lambda: spool.not_ready() is None)
+        await append(spool, record())
