@@ -16,7 +16,12 @@
     │       ├── MemoryFull
     │       ├── DiskFailing
     │       ├── AnswerDue              the commit did not finish within the answer bound
-    │       └── Starting
+    │       ├── Starting
+    │       ├── Stopping
+    │       ├── Busy                   too many big bodies at a time
+    │       ├── ConnectionsFull
+    │       ├── KeysUnknown            the operator's list holds no key yet
+    │       └── OwnFault               a bug of ours
     └── SpoolError             the queue folder cannot be used
         ├── SpoolLocked            another process holds it (exit 1)
         ├── SpoolTooNew            a later release wrote it (exit 2, nothing touched)
@@ -120,6 +125,7 @@ class NotNow(Refusal):
     """No room, no disk or no time just now; the client shall send it again."""
 
     status = 503
+    code = "not_now"
     retry_after_seconds = 5
 
 
@@ -165,6 +171,44 @@ class Starting(NotNow):
     code = "starting"
     reason = "disk_error"
     retry_after_seconds = 1
+
+
+class ConnectionsFull(NotNow):
+    """`listen.connections_max` are open, and none of them is idle."""
+
+    code = "connections_full"
+    reason = "queue_full"
+    retry_after_seconds = 1
+
+
+class Busy(NotNow):
+    """The threads that read big bodies had too much to do within `listen.answer_seconds_max`."""
+
+    code = "busy"
+    reason = "queue_full"
+    retry_after_seconds = 1
+
+
+class Stopping(NotNow):
+    """The relay stops, and the body had not arrived yet."""
+
+    code = "stopping"
+    reason = "disk_error"
+    retry_after_seconds = 1
+
+
+class KeysUnknown(NotNow):
+    """`listen.api_keys_allowed_file` holds no key yet: 401 would make SDKs drop what a second later is welcome."""
+
+    code = "keys_unknown"
+    reason = "unauthorized"
+
+
+class OwnFault(NotNow):
+    """A bug of ours must not cost a client its events."""
+
+    code = "internal_error"
+    reason = "disk_error"
 
 
 class SpoolError(RelayError):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from relay import wire
-from relay.errors import MethodNotAllowed, PathUnknown, TooLarge, Unauthorized
-from relay.listener.refusals import KeysUnknown
+from relay.errors import KeysUnknown, MethodNotAllowed, PathUnknown, TooLarge, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

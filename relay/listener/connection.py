@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
-from relay.errors import BodyTooSlow, InvalidRequest, Refusal
-from relay.listener.refusals import ConnectionsFull
+from relay.errors import BodyTooSlow, ConnectionsFull, InvalidRequest, Refusal
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter

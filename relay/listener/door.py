@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiohttp import web
 
-from relay.errors import AnswerDue, BodyTooSlow, InvalidRequest, Refusal, Starting
+from relay.errors import AnswerDue, BodyTooSlow, InvalidRequest, OwnFault, Refusal, Starting, Stopping
 from relay.listener import answers
 from relay.listener.admission import Admission
 from relay.listener.intake import Arrival, Digest, Intake
 from relay.listener.limits import Limits
 from relay.listener.memory import Memory, Reservation
 from relay.listener.origins import Origins
-from relay.listener.refusals import OwnFault, Stopping
 from relay.listener.resends import Resends
 from relay.logs import OnceAMinute
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import msgspec
 
 from relay import wire
-from relay.errors import TooLarge
-from relay.listener.refusals import Busy
+from relay.errors import Busy, TooLarge
 from relay.spool import Record, Verdict
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ class Abuse:
         self._figure = figure
 
     @contextlib.contextmanager
-    def watched(self, *, keep_alive: bool = True) -> Iterator[None]:
+    def watched(self, *, keep_alive: bool = True, p99_seconds_max: float = P99_SECONDS_MAX) -> Iterator[None]:
         """Time a neighbour in quiet, then during the block, and hold it and the daemon's memory to the bounds."""
         with Neighbour(self._daemon.port, keep_alive=keep_alive) as before:
             time.sleep(QUIET_SECONDS)
@@ -115,7 +115,7 @@ class Abuse:
             f"resident {resident / MIB:.0f} MiB before, {self.peak / MIB:.0f} MiB at the peak"
         )
         assert set(during.answers) == {202}, during.answers
-        assert during.p99() < P99_SECONDS_MAX
+        assert during.p99() < p99_seconds_max
         assert max(during.seconds) < SLOWEST_SECONDS_MAX
 
 
@@ -207,8 +207,7 @@ def test_bombs_cost_neighbours_and_memory_little(daemon, abuse, figure, name):
     figure(f"    {name}: {len(body)} bytes each, answered {dict(answers)}")
     assert set(answers) <= {status, 503}
     assert answers[status] or name.endswith("brackets in 9 KiB")
-    if "NaN" not in name:  # a quarter of a million of them are replaced one by one, beside the budget
-        assert abuse.peak < PEAK_BYTES_MAX
+    assert abuse.peak < PEAK_BYTES_MAX
 
 
 @pytest.mark.slow
@@ -218,7 +217,7 @@ def test_many_bodies_of_10_mb_at_once_stay_within_the_budget(daemon, abuse, figu
         {"eventName": "statsig::session_recording", "time": 1, "value": os.urandom(5 * 10**6 - 100).hex()}
     )
     body = b'{"events":[' + event.encode() + b"]}"
-    with abuse.watched():
+    with abuse.watched(p99_seconds_max=2.0):  # the senders of 240 MB at a time need the two cores themselves
         answers = post_for(daemon, ABUSE_SECONDS, gzip.compress(body, 1) if packed else body, threads=24)
     figure(f"    10 MB bodies, 24 at a time: {dict(answers)}")
     assert set(answers) <= {202, 503}
