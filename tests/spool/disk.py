@@ -8,7 +8,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from relay.spool import Record
-from relay.spool.folder import hold
+from relay.spool.folder import Folder, Space, hold
 from relay.spool.spool import DiskSpool
 from relay.spool.store import Store
 
@@ -38,6 +38,19 @@ def record(key: str = "secret-a", *, events: int = 1, **changed: object) -> Reco
     return Record(**fields | changed)
 
 
+class SmallDisk(Folder, frozen=True):
+    """A folder on a disk of so many bytes that nobody else writes to."""
+
+    disk_bytes: int
+
+    def space(self) -> Space:
+        held = 0
+        for file in self.path.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                held += file.stat().st_blocks * 512
+        return Space(free_bytes=max(0, self.disk_bytes - held), size_bytes=self.disk_bytes)
+
+
 class SpoolOnDisk:
     """Opens spools on one folder, one after the other, and checks the books of each."""
 
@@ -51,11 +64,14 @@ class SpoolOnDisk:
         self,
         *,
         bytes_max: int = 256 * 1024 * 1024,
+        disk_bytes: int | None = None,
         make_store: Callable[..., Store] = Store,
         close: bool = True,
         **changed: object,
     ) -> AsyncIterator[DiskSpool]:
         folder = await asyncio.to_thread(hold, self.directory)
+        if disk_bytes is not None:
+            folder = SmallDisk(folder.path, folder.volatile, folder.lock, disk_bytes)
         store = await asyncio.to_thread(make_store, folder.path, bytes_max=bytes_max)
         settings = {
             "chunk_events_max": 1000,

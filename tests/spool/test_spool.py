@@ -538,12 +538,11 @@ async def test_the_file_shrinks_on_disk_after_a_backlog_though_nothing_comes_in_
 
 
 async def test_a_disk_that_the_queue_itself_has_filled_to_the_floor_is_used_again_once_it_drained(disk: SpoolOnDisk):
-    probe = os.statvfs(disk.directory)
-    floor = probe.f_bavail * probe.f_frsize - (8 << 20)  # leaves less than is usually kept for the next burst
-    async with disk.open(disk_free_bytes_min=floor) as spool:
+    # Between floor and disk lies less than is usually kept for the next burst.
+    async with disk.open(disk_bytes=24 << 20, disk_free_bytes_min=16 << 20) as spool:
         with contextlib.suppress(QueueFull):
-            for _ in range(100):
-                await append(spool, record(text=os.urandom(240_000).hex().encode()))
+            for _ in range(1000):
+                await append(spool, record(text=os.urandom(60_000)))
         assert "disk_free_bytes_min" in (spool.not_ready() or "")
         await take_all(spool)
         await until(lambda: spool.not_ready() is None)
