@@ -213,7 +213,8 @@ class DiskSpool:
         if self._closed:
             raise DiskFailing("the relay is stopping; send the request again")
         if self._failing is not None:
-            raise DiskFailing(f"the queue's disk fails ({self._failing}); events are not accepted until it recovers")
+            kind = QueueFull if isinstance(self._failing, StoreFull) else DiskFailing
+            raise kind(f"the queue's disk fails ({self._failing}); events are not accepted until it recovers")
         key = records[0].key
         assert all(record.key == key for record in records), "one append, one key"
         lane = self._lanes.of_key(key)
@@ -367,8 +368,9 @@ class DiskSpool:
             self._settle_found(outcome)
 
     def _settle_done(self, done: Done) -> None:
-        if self._failing is not None:
+        if self._failures:
             _log.info("commits_recovered", failed_commits=self._failures)
+        if self._failing is not None:
             self._pager.page_in()  # which a failing disk may have ended
         self._failures, self._failing = 0, None
         self._room.used_bytes, self._room.space = done.usage.used_bytes, done.space
@@ -435,16 +437,14 @@ class DiskSpool:
 
     def _settle_failed(self, failed: Failed) -> None:
         full = isinstance(failed.error, StoreFull)
-        if not full:
-            if self._failing is None:
-                _log.error("commit_failed", error=str(failed.error), events=sum(a.events for a in failed.appends))
+        if not full and not self._failures:
+            _log.error("commit_failed", error=str(failed.error), events=sum(a.events for a in failed.appends))
+        self._failures += not full
+        if not failed.usable:
             self._failing = failed.error
-            self._failures += 1
+        kind = QueueFull if full else DiskFailing
         for append in failed.appends:
-            if full:
-                self._waiting.answer(append, QueueFull(f"the queue is full: {failed.error}"))
-            else:
-                self._waiting.answer(append, DiskFailing(f"the events could not be stored: {failed.error}"))
+            self._waiting.answer(append, kind(f"the events could not be stored: {failed.error}"))
         for job in failed.jobs:
             if not job.future.done():
                 job.future.set_exception(failed.error)

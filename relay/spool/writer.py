@@ -123,6 +123,8 @@ class Failed(msgspec.Struct, frozen=True):
     appends: list[Append]
     jobs: list[Job]
     error: SpoolError
+    usable: bool
+    """It was too large for the room there is, and its deletes alone are done."""
 
 
 Outcome = Done | Found | Failed
@@ -165,6 +167,8 @@ class Writer:
         self._work = _nothing()
         self._stopping = False
         self._broken = False
+        self._full = False
+        """The last transaction found no room: with nothing to commit, a small one is tried until there is."""
         self._looked_at = time.monotonic()
         self.beat = time.monotonic()
         """When the thread last showed that it lives, monotonic seconds."""
@@ -262,6 +266,9 @@ class Writer:
             if work:
                 self._store.commit(changes)
                 self._committed_to = self._next_id - 1
+            elif self._full:
+                self._store.prove()
+            self._full = False
             stored = sum(len(row.data) + ROW_BYTES for row in changes.rows)
             usage, space = self._measure(began, stored=stored, idle=not work)
         except SpoolError as exc:
@@ -300,21 +307,24 @@ class Writer:
 
     def _failed(self, work: Work, error: SpoolError) -> Failed:
         """Keep the deletes and the new lanes for another try; on a full store try the deletes alone, they make room."""
+        usable = False
         if isinstance(error, StoreFull):
             with contextlib.suppress(SpoolError):  # a log that cannot grow begins anew, in the room that it has
                 self._store.checkpoint()
         if isinstance(error, StoreFull) and work.acks and (work.appends or work.jobs):
             alone = self._commit(Work(lanes=[], appends=[], acks=work.acks, jobs=[]))
-            if isinstance(alone, Done):
+            usable = isinstance(alone, Done)
+            if usable:
                 self._report(alone)
             work.acks = []  # done, or put back by the attempt itself
         with self._wake:
             self._work.lanes[:0] = work.lanes
             self._work.acks[:0] = work.acks
+        self._full = isinstance(error, StoreFull) and not usable
         self._broken = self._broken or isinstance(error, StoreFailed)
         if self._broken or work.acks:
             time.sleep(RETRY_SECONDS)
-        return Failed(work.appends, work.jobs, error)
+        return Failed(work.appends, work.jobs, error, usable=usable)
 
     def _prepare(self, job: Job, changes: Changes) -> list[Ref]:
         now_ms = self._now_ms()
@@ -372,7 +382,7 @@ class Writer:
         A step at a time, and while there is work and room only one a beat.
         """
         self._idle_seconds = BEAT_SECONDS
-        if self._broken or self._measured is None:
+        if self._broken:
             return
         usage, space = self._measured
         scarce = space.free_bytes < self._spare_bytes

@@ -547,3 +547,29 @@ async def test_a_disk_that_the_queue_itself_has_filled_to_the_floor_is_used_agai
         await take_all(spool)
         await until(lambda: spool.not_ready() is None)
         await append(spool, record())
+
+
+async def test_a_disk_without_room_is_told_as_such_until_it_has_some(disk: SpoolOnDisk):
+    full: list[bool] = []
+
+    class Full(Store):
+        def commit(self, changes: Changes) -> None:
+            self.prove()
+            super().commit(changes)
+
+        def prove(self) -> None:
+            if full:
+                raise StoreFull("database or disk is full")
+
+    async with disk.open(make_store=Full) as spool:
+        full.append(True)
+        with pytest.raises(QueueFull, match="disk is full"):
+            await append(spool, record())
+        for _ in range(30):
+            await asyncio.sleep(0.05)
+            assert "disk is full" in (spool.not_ready() or ""), "not ready while nothing can be stored"
+        with pytest.raises(QueueFull, match="disk is full"):
+            await append(spool, record())
+        full.clear()
+        await until(lambda: spool.not_ready() is None)
+        await append(spool, record())
