@@ -13,8 +13,9 @@ from typing import Final
 
 import structlog
 
-DESCRIPTORS_KEPT: Final = 128
-"""For the disk, upstream, the admin port and connections that are turned away."""
+DESCRIPTORS_KEPT: Final = 192
+"""For the disk, upstream, the admin port, and the 128 connections that are turned away with care: without a descriptor
+for them they are reset, and a reset makes an SDK drop what it holds."""
 SWITCH_SECONDS: Final = 0.001
 """How long a thread that reads big bodies may keep the interpreter from the loop; Python's own 5 ms add up, for an
 answer needs it several times."""

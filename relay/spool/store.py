@@ -146,7 +146,7 @@ class Store:
         self._open_table = open_table
         self._reading = threading.Lock()
         self._damaged = self._moved = False
-        self._inode = (0, 0)
+        self._files: list[tuple[int, int] | None] = []
         check_format(path / FILE_NAME)
         salvage.finish(path)
         try:
@@ -181,15 +181,10 @@ class Store:
             self._damaged = self._moved = False
 
     def look(self) -> None:
-        """Raise StoreFailed where the file's name no longer leads to the file that is open."""
-        try:
-            found = (self._path / FILE_NAME).stat()
-        except FileNotFoundError:
-            self._moved = True
-        else:
-            self._moved = (found.st_dev, found.st_ino) != self._inode
+        """Raise StoreFailed where a name no longer leads to the file that is open."""
+        self._moved = self._identify() != self._files
         if self._moved:
-            raise StoreFailed(f"{self._path / FILE_NAME} was moved, removed or replaced while the relay had it open")
+            raise StoreFailed(f"{self._path / FILE_NAME} or its log was moved or replaced while the relay had it open")
 
     def close(self) -> None:
         """Checkpoint the log into the file and close it."""
@@ -291,9 +286,19 @@ class Store:
             table.add_schema()
         for one in self._path.glob(FILE_NAME + "*"):
             one.chmod(0o600)
-        found = file.stat()
-        self._inode = (found.st_dev, found.st_ino)
+        self._files = self._identify()
         return table
+
+    def _identify(self) -> list[tuple[int, int] | None]:
+        """Which files the names lead to now: SQLite has the file, its log and their index open, whatever they do."""
+        found: list[tuple[int, int] | None] = []
+        for companion in ("", *salvage.COMPANIONS):
+            try:
+                about = (self._path / f"{FILE_NAME}{companion}").stat()
+                found.append((about.st_dev, about.st_ino))
+            except FileNotFoundError:
+                found.append(None)
+        return found
 
     def _mend(self, why: str, source: sqlite3.Connection | None = None) -> None:
         """Put a sound file in the place of one that is not; what was there stays beside it, under another name."""

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from spool.disk import SpoolOnDisk, append, check_books, record, until
+from spool.disk import SpoolOnDisk, append, check_books, record, take_all, until
 
 from relay.errors import DiskFailing, SpoolError, StoreFull
 from relay.spool import Verdict, salvage
@@ -282,3 +282,17 @@ async def test_a_request_during_a_salvage_is_told_to_come_again(disk: SpoolOnDis
         with pytest.raises(DiskFailing, match="until it recovers"):
             await append(spool, record())
         await until(lambda: spool.not_ready() is None)
+
+
+@pytest.mark.parametrize("companion", ["-wal", "-shm"])
+async def test_a_log_removed_underneath_is_noticed_and_nothing_is_lost(disk: SpoolOnDisk, companion: str):
+    given = [record(), record()]
+    async with disk.open() as spool:
+        await append(spool, given[0])
+        (disk.directory / "spool" / f"{FILE_NAME}{companion}").unlink()
+        await until(lambda: list((disk.directory / "spool").glob("*.damaged-*")) != [] and spool.not_ready() is None)
+        await append(spool, given[1])
+        assert await take_all(spool, settle=False) == [one.text for one in given]
+    async with disk.open() as spool:
+        await until(lambda: not spool.stats().recovering)
+        assert await take_all(spool) == [one.text for one in given]
