@@ -61,17 +61,19 @@ class PacedLoad(Load):
     def __init__(self, url: str, *, rest_seconds: float = 0.002, pad_bytes: int = 0, **settings: object) -> None:
         super().__init__(url, **settings)  # type: ignore[arg-type]
         self.slowest = 0.0
+        self.made: list[bytes] = []
         self._rest_seconds = rest_seconds
         self._pad_bytes = pad_bytes
         self._random = seeded(pad_bytes)
 
     def _make_events(self) -> list[bytes]:
         events = super()._make_events()
-        if not self._pad_bytes:
-            return events
-        with self._lock:  # random hexadecimal digits: half of them deflate away
-            pads = [self._random.randbytes(self._pad_bytes // 2).hex() for _ in events]
-        return [b'%s,"pad":"%s"}' % (event[:-1], pad.encode()) for event, pad in zip(events, pads, strict=True)]
+        if self._pad_bytes:
+            with self._lock:  # random hexadecimal digits: half of them deflate away
+                pads = [self._random.randbytes(self._pad_bytes // 2).hex().encode() for _ in events]
+            events = [b'%s,"pad":"%s"}' % (event[:-1], pad) for event, pad in zip(events, pads, strict=True)]
+        self.made += events
+        return events
 
     def _account(self, events: list[bytes], send: object) -> bool:
         began = time.monotonic()
@@ -107,6 +109,7 @@ class Watch:
     readies: list[Reply] = field(default_factory=list)
     posts: list[Reply] = field(default_factory=list)
     acked: list[bytes] = field(default_factory=list)
+    made: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -136,8 +139,15 @@ class Watch:
             times = [r.ended_at - since for r in self.since(since, self.posts) if r.status == 202]
             return min(times, default=0.0)
 
-        wait_until(f"a 202; {self.posts[-3:]}; {self.daemon.log[-2000:]}", taken, seconds=seconds)
-        return taken()
+        until = time.monotonic() + seconds
+        while not (found := taken()):
+            assert time.monotonic() < until, self._why_not(seconds)
+            time.sleep(0.01)
+        return found
+
+    def _why_not(self, seconds: float) -> str:
+        ended = self.daemon.process and self.daemon.process.poll()
+        return f"no 202 for {seconds} s (exit code {ended}): {self.posts[-3:]}; its log:\n{self.daemon.log[-4000:]}"
 
     def _repeat(self, work: Callable[[], None]) -> None:
         while not self._stop.wait(0.05):
@@ -153,6 +163,7 @@ class Watch:
 
     def _ask_to_take(self) -> None:
         event = make_event("watch", next(self._numbers))
+        self.made.append(event)
         began = time.monotonic()
         answer = Answer(0, {}, b"")
         with suppress(OSError, http.client.HTTPException):
