@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from faults.rig import Trial
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets the limits of a running process")
-    sys.platform != "linux", reason="limits of a running process are set by Linux's prlimit"
-)
 
 MEMORY_BYTES = 256 << 20
 MEMORY = Path("/sys/fs/cgroup/memory")

@@ -23,8 +23,6 @@ WEAK = (sys.executable, str(Path(__file__).parents[1] / "crash" / "weak_relay.py
 def cut_again_and_again(
     folder: Path, command: Sequence[str], rounds: int, *, upstream_down: bool
 ) -> tuple[Audit, float]:
-    folder: Path, command: Sequence[str], rounds: int, *, upstream_down: bool
-) -> tuple[Audit, float]:
     """Cut the power under load, mount the disk again and start; gives what became of the events."""
     rng = seeded(rounds)
     with (
