@@ -38,7 +38,9 @@ INLINE_MARKS_MAX: Final = 4096
 2026-11), and an SDK's body has one every 18 to 23 bytes."""
 INLINE_ENVELOPE_BYTES_MAX: Final = 4 * 1024
 HONEST_RATIO: Final = 40
-"""Inflated bytes that are expected at first of each compressed one."""
+"""Inflated bytes that are expected at first of each compressed one; hundreds of like exposures reach 60 and more."""
+INFLATED_BYTES_MIN: Final = 1024 * 1024
+"""Expected at first of any body."""
 COPIES: Final = 3
 """What reading takes of each byte of JSON at its peak: the body, its events, and the records cut from them."""
 
@@ -120,7 +122,7 @@ class Intake:
             reservation.set(_held_by(done))
             return done
         cap = self._limits.inflated_bytes_max
-        for expected in dict.fromkeys((min(cap, HONEST_RATIO * size), cap)):
+        for expected in _bounds(size, cap):
             reservation.set(size + COPIES * expected)
             work = partial(self._inflate_and_digest, arrival, expected)
             inflated = await self._in_thread(work, reservation, deadline)
@@ -275,6 +277,15 @@ class Intake:
             # An error's traceback holds this frame, and all that was inflated; did the frame hold the error in turn,
             # nothing of it would go before the collector comes round.
             del future, job
+
+
+def _bounds(size: int, cap: int) -> Iterator[int]:
+    """How far to inflate so many bytes, try by try: each reserves memory, and few need all that the operator allows."""
+    bound = max(HONEST_RATIO * size, INFLATED_BYTES_MIN)
+    while bound < cap:
+        yield bound
+        bound *= 4
+    yield cap
 
 
 def _held_by(digest: Digest) -> int:

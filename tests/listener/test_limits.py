@@ -307,3 +307,15 @@ async def test_a_bug_of_ours_is_503_so_that_the_client_comes_back(tmp_path, shor
         assert house.refused() == {"disk_error": 2}
         assert house.answered() == {503: 2}
         assert [line["event"] for line in lines] == ["ingest_failed"], "once a minute"
+
+
+async def test_bodies_that_shrink_a_hundredfold_do_not_lock_each_other_out(tmp_path):
+    body, events = events_of(*["checkout" for _ in range(60_000)])
+    packed = gzip.compress(body)
+    assert len(packed) * 100 < len(body) < 4 << 20
+    limits = {"memory_bytes_max": 64 << 20, "inflated_bytes_max": 64 << 20, "events_per_request_max": 100_000}
+    async with open_house(tmp_path, limits=limits) as house:
+        headers = {"Content-Encoding": "gzip"}
+        answers = await asyncio.gather(*[house.exchange(post(packed, headers=headers)) for _ in range(3)])
+        assert [answer.status for answer in answers] == [202] * 3
+        assert house.spool.stats().events == 3 * len(events)
