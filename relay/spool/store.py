@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from relay.errors import StoreDamaged, StoreFailed
+from relay.errors import StoreDamaged, StoreFailed, StoreFull
 from relay.spool import letters, salvage
 from relay.spool.record import Verdict  # noqa: TC001 – msgspec reads it when a Struct is decoded
 from relay.spool.table import (
@@ -154,6 +154,8 @@ class Store:
         except StoreDamaged as damage:
             self._mend(str(damage))
             self._table = self._open()
+        with contextlib.suppress(StoreFailed, StoreFull):  # whoever commits meets the same, and reports it
+            self._begin_log_anew()
 
     @property
     def capacity_bytes(self) -> int:
@@ -179,6 +181,7 @@ class Store:
                 self._mend(str(damage))
                 self._table = self._open()
             self._damaged = self._moved = False
+            self._begin_log_anew()
 
     def look(self) -> None:
         """Raise StoreFailed where a name no longer leads to the file that is open."""
@@ -288,6 +291,18 @@ class Store:
             one.chmod(0o600)
         self._files = self._identify()
         return table
+
+    def _begin_log_anew(self) -> None:
+        """Bring all that the log holds into the file and cut it to nothing; raises StoreFailed where a reader is in it.
+
+        After a failed fsync Linux takes pages for written that are not (wiki.postgresql.org/wiki/Fsync_Errors). They
+        can be read, so SQLite would go on behind them, and the next fsync would say yes: a power cut would then end
+        the log there, and lose everything behind. Written to the file they are on the disk, or its fsync says no.
+        """
+        with self._translated("beginning the log anew"):
+            ((busy, _, _),) = self._table.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            raise StoreFailed("beginning the log anew: another process is reading it")
 
     def _identify(self) -> list[tuple[int, int] | None]:
         """Which files the names lead to now: SQLite has the file, its log and their index open, whatever they do."""

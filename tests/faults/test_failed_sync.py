@@ -1,0 +1,185 @@
+"""A sync that fails makes Linux forget what was not written, and the next sync says yes: a power cut then tells.
+
+After EIO from fsync the pages count as clean; they can still be read, until they are evicted or the power goes. Who
+takes the next fsync's yes for a yes to all that was written before, as databases have done, has lost it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from crash.powercut import SECTOR_BYTES, Call, Disk, File, read_log
+from crash.test_power_loss import stored
+from daemon.harness import RELAY, Audit, CountingUpstream, Daemon, Load, seeded, wait_until
+from faults.injector import Fault
+from faults.rig import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from random import Random
+
+    from faults.injector import FaultyDisk
+
+PAGE_BYTES = 4096
+SEED = 20261125
+DEAF = (sys.executable, str(Path(__file__).parent / "deaf_relay.py"))
+
+
+@dataclass
+class CachedFile(File):
+    """A file as Linux keeps it: pages in memory, of which those that are dirty are written by the next sync."""
+
+    cache: bytearray = field(default_factory=bytearray)
+    dirty: set[int] = field(default_factory=set)
+
+    def write(self, call: Call) -> None:
+        if call.op == "T":
+            del self.cache[call.offset :]
+            self.cache.extend(bytes(call.offset - len(self.cache)))
+            return
+        end = call.offset + len(call.data)
+        self.cache.extend(bytes(max(0, call.offset - len(self.cache))))
+        self.cache[call.offset : end] = call.data
+        self.dirty.update(range(call.offset // PAGE_BYTES, (end - 1) // PAGE_BYTES + 1))
+
+    def sync(self) -> None:
+        self._write_back(self.safe, lambda: True)
+        self.dirty.clear()
+
+    def fail_sync(self, rng: Random) -> None:
+        """Some pages reach the disk and some do not; all of them count as clean from now on."""
+        self._write_back(self.safe, lambda: rng.random() < 0.3)
+        self.dirty.clear()
+
+    def after_cut(self, random: Random, chance: float) -> bytes:
+        content = bytearray(self.safe)
+        self._write_back(content, lambda: random.random() < chance)
+        return bytes(content)
+
+    def _write_back(self, disk: bytearray, lasts: Callable[[], bool]) -> None:
+        del disk[len(self.cache) :]
+        disk.extend(bytes(len(self.cache) - len(disk)))
+        for page in sorted(self.dirty):
+            for start in range(page * PAGE_BYTES, min((page + 1) * PAGE_BYTES, len(self.cache)), SECTOR_BYTES):
+                if lasts():
+                    disk[start : start + SECTOR_BYTES] = self.cache[start : start + SECTOR_BYTES]
+
+
+class CachedDisk(Disk):
+    """A folder of such files."""
+
+    def __init__(self, root: Path, rng: Random) -> None:
+        super().__init__(root)
+        self._rng = rng
+
+    def apply(self, call: Call) -> None:
+        match call.op:
+            case "C":
+                super().apply(call)
+                self._files[call.inode] = CachedFile()
+            case "W" | "T":
+                self._file(call).write(call)
+            case "S":
+                self._file(call).sync()
+            case "F":
+                self._file(call).fail_sync(self._rng)
+            case _:
+                super().apply(call)
+
+    def _file(self, call: Call) -> CachedFile:
+        found = self._files[call.inode]
+        assert isinstance(found, CachedFile)
+        return found
+
+
+@dataclass
+class Recording:
+    """What the relay did to its disk, and when events were acknowledged; nothing was delivered."""
+
+    calls: list[Call]
+    acked: dict[bytes, int]
+
+    def losses(self, root: Path, folder: Path, cuts: int) -> Iterator[tuple[int, int]]:
+        """Cut the power at random moments after the first failed sync; gives what was at stake, and what is gone."""
+        rng = seeded(SEED)
+        first = next(call.end for call in self.calls if call.op == "F")
+        moments = sorted(rng.choices([end for end in self.acked.values() if end > first], k=cuts))
+        disk, upcoming = CachedDisk(root, rng), iter(self.calls)
+        call = next(upcoming, None)
+        for number, at in enumerate(moments):
+            while call is not None and call.end <= at:
+                disk.apply(call)
+                call = next(upcoming, None)
+            image = folder / f"image-{number}"
+            disk.write_image(image, rng)
+            owed = {event for event, acked in self.acked.items() if acked <= at}
+            yield len(owed), len(owed - stored(image))
+
+
+def record(folder: Path, recorder: Path, disk: FaultyDisk, command: Sequence[str]) -> Recording:
+    """Run the relay under load while syncs fail now and then, and kill it."""
+    log = folder / "calls"
+    log.touch()
+    watch = os.open(log, os.O_RDONLY)
+    environment = dict(disk.environment)
+    environment["LD_PRELOAD"] = f"{recorder}:{environment['LD_PRELOAD']}"
+    environment |= {"RECORD_ROOT": environment["FAULT_ROOT"], "RECORD_LOG": str(log), "FAULT_LOG": str(log)}
+    acked: dict[bytes, int] = {}
+
+    def remember(events: list[bytes]) -> None:
+        acked.update(dict.fromkeys(events, os.lseek(watch, 0, os.SEEK_END)))
+
+    with CountingUpstream() as upstream:
+        upstream.close()
+        daemon = Daemon(folder, upstream.url, command=command, environment=environment)
+        load = Load(daemon.url, threads=3, events_per_request=3, on_ack=remember)
+        try:
+            daemon.start().wait_ready()
+            with load.running():
+                for odds in (1.0, 0.3, 1.0, 0.5):
+                    load.wait_acked(150)
+                    disk.set(Fault(sync=errno.EIO, odds=odds))
+                    time.sleep(0.7)
+                    assert disk.failed
+                    disk.heal()
+                wait_until("ready", lambda: daemon.admin("/readyz")[0] == 200)
+                load.wait_acked(150)
+                daemon.kill9()
+        finally:
+            if daemon.alive():
+                daemon.kill9()
+    os.close(watch)
+    return Recording(list(read_log(log)), acked)
+
+
+@pytest.mark.slow
+def test_a_power_cut_after_failed_syncs_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, recorder: Path, faulty: FaultyDisk, tell: Callable[[Row], None], pytestconfig: pytest.Config
+) -> None:
+    cuts = max(10, pytestconfig.getoption("--crash-images") // 3)
+    run = record(tmp_path, recorder, faulty, RELAY)
+    results = list(run.losses(tmp_path / "queue", tmp_path, cuts))
+    lost = sum(gone for _, gone in results)
+    assert lost == 0, [result for result in results if result[1]]
+    audit = Audit.of(list(run.acked), list(run.acked))
+    failed = sum(call.op == "F" for call in run.calls)
+    tell(Row(f"power cut after {failed} failed fsyncs whose pages are gone", cuts, audit, 0.0))
+
+
+@pytest.mark.slow
+def test_a_relay_that_takes_the_next_sync_s_word_is_caught(
+    tmp_path: Path, recorder: Path, faulty: FaultyDisk, tell: Callable[[Row], None]
+) -> None:
+    run = record(tmp_path, recorder, faulty, DEAF)
+    results = list(run.losses(tmp_path / "queue", tmp_path, 10))
+    lost = max(gone for _, gone in results)
+    assert lost > 0
+    audit = Audit.of([b"%d" % n for n in range(len(run.acked))], [b"%d" % n for n in range(len(run.acked) - lost)])
+    tell(Row("negative control: power cut, failed fsyncs overheard", 10, audit, 0.0))
