@@ -71,6 +71,9 @@ class Daemon:
         self._config = config
         self._stop = stop
         self._reload = reload
+        self._hung_up = asyncio.Event()
+        # From the first moment, for the default is to die of it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up.set)
         self._observer = Observer()
         self._started_at = time.time()
         self._upstream_host = urlsplit(config.upstream.url).netloc.rpartition("@")[2]
@@ -305,11 +308,9 @@ class Daemon:
 
     async def _follow_hangups(self) -> None:
         """Read secrets and the log's level again at each SIGHUP; a configuration that is wrong changes nothing."""
-        hung_up = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
         while True:
-            await hung_up.wait()
-            hung_up.clear()
+            await self._hung_up.wait()
+            self._hung_up.clear()
             await self._load_keys()
             if self._forwarder is not None:
                 self._forwarder.key_changed()
