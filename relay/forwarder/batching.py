@@ -46,6 +46,8 @@ class Batch:
     """In a row, on its own: while the host took other batches."""
     failing_since: float | None = None
     """Monotonic; of the first of these."""
+    refusals: int = 0
+    """While upstream refused whatever it was sent."""
     disk_failures: int = 0
     """Times that the disk would not do what settling it needs."""
     suspect: bool = False

@@ -1,6 +1,6 @@
 """The lanes that have something to send or a reason to wait, and whose turn it is; pure.
 
-    active ──425, 429──► backing off ──wait──► one batch at a time ──delivered──► active
+    active ──425, 429, all refused──► backing off ──wait──► one batch at a time ──delivered──► active
        │──401, 403, no key──► parked ──each probe_seconds──► one probe ──delivered──► active
        └──an operator──► paused ──an operator──► active
 
@@ -43,6 +43,8 @@ class Lane:
         """Answers in a row that told this lane to wait."""
         self.error = ""
         """Why it waits, in a few words."""
+        self.fresh_first = False
+        """What was never sent goes before what was refused: others than those may well be taken."""
         self.parked = False
         self.paused = False
         self.wait_until = 0.0
@@ -65,7 +67,7 @@ class Lane:
     def is_idle(self) -> bool:
         """Nothing to send, nothing under way, nothing to remember."""
         has_work = self.may_have_more or self.gathered or len(self.waiting)
-        return not (has_work or self.in_flight or self.failures or self.parked or self.paused)
+        return not (has_work or self.in_flight or self.parked or self.paused)
 
     def next_at(self) -> float | None:
         """When it may start its next batch; None where something else has to happen first."""
@@ -104,6 +106,7 @@ class Lane:
     def healed(self) -> None:
         """Its key works, so nothing stands against this lane."""
         self.failures, self.parked, self.error, self.wait_until = 0, False, "", 0.0
+        self.fresh_first = False
 
     def started(self, now: float, size: int) -> None:
         """Count a batch in."""

@@ -23,7 +23,7 @@ from relay.forwarder.gate import Gate
 from relay.forwarder.journal import Journal
 from relay.forwarder.lanes import COALESCE_SECONDS, Lane, Lanes
 from relay.forwarder.leases import Leases
-from relay.forwarder.pacing import Cadence, Ceiling, Size
+from relay.forwarder.pacing import Cadence, Ceiling, Refusals, Size
 from relay.forwarder.settling import Patience, Settler
 from relay.forwarder.sweeping import Sweeper, expired_epitaph
 from relay.observe import fingerprint
@@ -113,6 +113,7 @@ class Forwarder:
             leases=self._leases,
             gate=self._gate,
             size=self._size,
+            refusals=Refusals(),
             journal=self._journal,
             patience=patience,
             random=random,
@@ -257,8 +258,9 @@ class Forwarder:
         if not key:
             self._park_without_key(lane, now)
             return
-        batch = self._take_waiting(lane, now)
-        refs = list(batch.refs) if batch is not None else self._gather(lane, now)
+        refs = self._gather(lane, now) if lane.fresh_first else []
+        batch = None if refs else self._take_waiting(lane, now)
+        refs = refs or (list(batch.refs) if batch is not None else self._gather(lane, now))
         if not refs:
             return
         lane.started(now, sum(ref.bytes for ref in refs))

@@ -1,4 +1,4 @@
-"""How fast, how big: the operator's ceiling, the cadence after an outage, the size upstream takes; pure.
+"""How fast, how big: the ceiling, the cadence after an outage, the size upstream takes, the brake on refusals; pure.
 
 All times are monotonic seconds, given from outside.
 """
@@ -21,6 +21,10 @@ SIZE_RECOVERY_SECONDS: Final = 600.0
 """After a 413 the learned size may grow by a tenth each time this passes without another."""
 SIZE_BYTES_MIN: Final = 16 * 1024
 """The learned size stops here: what is refused below is refused for its own sake."""
+REFUSED_EVENTS_MAX: Final = 10
+"""So many single events refused in a row, and none taken in between, are hardly the events' fault any more."""
+REFUSED_LANES_MAX: Final = 1024
+"""Lanes whose refusals are remembered; past that the one longest without another is forgotten."""
 
 
 class Cadence:
@@ -115,3 +119,30 @@ class Size:
         before, self._learned = self._learned, min(self._learned, max(SIZE_BYTES_MIN, size // 2))
         self._changed_at = now
         return self._learned < before
+
+
+class Refusals:
+    """Tells an event that upstream minds from an upstream that minds whatever it is sent, by one key or by all.
+
+    A batch with one bad event has others to be taken; a gateway that is set up wrong answers 400 to everything.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._of_lane: dict[int, int] = {}
+
+    def of_everything(self, lane: int) -> bool:
+        """Tell whether too many single events were refused, of this lane or at all, with none taken in between."""
+        return max(self._in_a_row, self._of_lane.get(lane, 0)) >= REFUSED_EVENTS_MAX
+
+    def refused(self, lane: int) -> None:
+        """A single event of the lane was refused."""
+        self._in_a_row += 1
+        self._of_lane[lane] = self._of_lane.pop(lane, 0) + 1
+        if len(self._of_lane) > REFUSED_LANES_MAX:
+            del self._of_lane[next(iter(self._of_lane))]
+
+    def taken(self, lane: int) -> None:
+        """A batch of the lane was delivered."""
+        self._in_a_row = 0
+        self._of_lane.pop(lane, None)

@@ -2,8 +2,9 @@
 
     DELIVERED ─► ack                         PARK, RETRY_LANE ─► the lane waits, the batch keeps
     BISECT, SPLIT ─► halves, down to the     RETRY_HOST ─► the gate learns, the batch waits; one that alone fails
-      one event that is a dead letter          while others get through is taken apart, slowly
-    DOUBTFUL, MISCONFIGURED ─► the gate shuts, the batch keeps
+      one event that is a dead letter;         while others get through is taken apart, slowly
+      where nothing at all is taken, the     DOUBTFUL, MISCONFIGURED ─► the gate shuts, the batch keeps
+      lane waits and keeps its events
 
 Nothing here waits for the network. Whatever the disk will not do now is tried again later, and nothing is lost by it.
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from relay.forwarder.journal import Journal
     from relay.forwarder.lanes import Lane
     from relay.forwarder.leases import Leases
-    from relay.forwarder.pacing import Size
+    from relay.forwarder.pacing import Refusals, Size
     from relay.spool import Chunk
 
 SUSPECT_FAILURES: Final = 5
@@ -39,6 +40,8 @@ SUSPECT_SECONDS: Final = 60.0
 POISON_FAILURES: Final = 20
 POISON_SECONDS: Final = 3600.0
 """A single event is given up after this many failures and this long, never sooner: what fails may be a deployment."""
+REFUSALS_MAX: Final = 20
+"""Where upstream refuses whatever it is sent, a single event is given up after this many refusals, an hour or so."""
 OFF_LOOP_BYTES_MIN: Final = 1 << 18
 """Work on more bytes than this (about a millisecond) is done in a thread."""
 
@@ -60,6 +63,7 @@ class Settler:
         leases: Leases,
         gate: Gate,
         size: Size,
+        refusals: Refusals,
         journal: Journal,
         patience: Patience,
         random: Callable[[], float],
@@ -68,6 +72,7 @@ class Settler:
         self._leases = leases
         self._gate = gate
         self._size = size
+        self._refusals = refusals
         self._journal = journal
         self._patience = patience
         self._random = random
@@ -85,7 +90,7 @@ class Settler:
             case Verdict.RETRY_HOST:
                 await self._host_failed(lane, key, batch, chunks, outcome)
             case Verdict.RETRY_LANE:
-                self._lane_backs_off(lane, name, batch, outcome)
+                self._lane_told_to_wait(lane, name, batch, outcome)
             case Verdict.PARK:
                 self._park(lane, name, batch, outcome)
             case Verdict.MISCONFIGURED | Verdict.DOUBTFUL:
@@ -113,20 +118,26 @@ class Settler:
         if lane.parked or lane.failures:
             self._journal.lane_resumed(name)
         lane.healed()
+        self._refusals.taken(lane.number)
         self._gate.succeeded()
 
-    def _lane_backs_off(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> None:
+    def _lane_told_to_wait(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> None:
         self._gate.alive()
-        now, first = self._monotonic(), not lane.failures
-        if not lane.failures or lane.wait_until <= now:  # else one of several that were under way: told already
-            lane.failures += 1
-        seconds = max(self._backoff(lane.failures), outcome.retry_after_seconds)
-        lane.back_off(now + seconds, outcome.summary)
-        if first:
-            self._journal.lane_backs_off(name, outcome.summary, seconds)
+        seconds = self._slow_down(lane, name, outcome.summary, outcome.retry_after_seconds)
         # A status nobody has thought of may be this batch's own: it waits longer than its lane, so that others pass.
         batch.failures += outcome.status not in (425, 429)
         self.rest(lane, batch, seconds + self._backoff(batch.failures) if batch.failures else 0.0)
+
+    def _slow_down(self, lane: Lane, name: str, cause: str, retry_after_seconds: float) -> float:
+        """Have the lane wait, each time longer; give the seconds."""
+        now, first = self._monotonic(), not lane.failures
+        if first or lane.wait_until <= now:  # else one of several that were under way: told already
+            lane.failures += 1
+        seconds = max(self._backoff(lane.failures), retry_after_seconds)
+        lane.back_off(now + seconds, cause)
+        if first:
+            self._journal.lane_backs_off(name, cause, seconds)
+        return seconds
 
     def _park(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> None:
         self._gate.alive()
@@ -144,18 +155,33 @@ class Settler:
     async def _refused(self, lane: Lane, key: str, batch: Batch, chunks: Sequence[Chunk], outcome: Outcome) -> None:
         """Upstream will not have it as it is: cut it, or set the one event aside."""
         self._gate.alive()
-        lane.healed()  # the key was not what upstream minded
+        lane.parked = False  # the key was not what upstream minded
         by_bytes = outcome.verdict is Verdict.SPLIT
         if by_bytes:
             size = body_bytes(chunks)
             if self._size.refused(self._monotonic(), size):
                 self._journal.size_learned(size)
+        name = fingerprint(key)
+        seconds = self._brake(lane, name, batch, outcome)
         halves = await self._cut(lane, key, batch, chunks, by_bytes=by_bytes)
+        if halves is None and seconds and batch.refusals < REFUSALS_MAX:
+            halves = (batch,)
         if halves is None:
-            reason = "too_large" if by_bytes else "rejected"
-            await self.bury(lane, fingerprint(key), batch, _epitaph(reason, batch, outcome))
+            self._refusals.refused(lane.number)
+            await self.bury(lane, name, batch, _epitaph("too_large" if by_bytes else "rejected", batch, outcome))
         for half in halves or ():
-            self.rest(lane, half, 0.0)
+            self.rest(lane, half, seconds)
+
+    def _brake(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> float:
+        """Slow the lane down where upstream refuses whatever it is sent; give the seconds this batch has to wait."""
+        if not self._refusals.of_everything(lane.number):
+            lane.healed()
+            return 0.0
+        batch.refusals += 1
+        lane.fresh_first = batch.attempts > 1  # by turns: one that was refused before, one that was not
+        cause = f"{outcome.summary} to whatever it is sent"
+        seconds = self._slow_down(lane, name, cause, outcome.retry_after_seconds)
+        return seconds + self._backoff(batch.refusals)  # longer than its lane, so that others are tried
 
     async def _host_failed(self, lane: Lane, key: str, batch: Batch, chunks: Sequence[Chunk], outcome: Outcome) -> None:
         now = self._monotonic()

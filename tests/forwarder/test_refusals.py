@@ -167,6 +167,83 @@ def test_a_disk_that_cannot_take_the_cut_only_delays_it(verb, error):
     run_virtually(main())
 
 
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_an_upstream_that_refuses_whatever_it_is_sent_costs_few_events_and_gets_the_rest_when_it_relents(
+    status, figure
+):
+    async def main():
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 6 * 3600
+        poster = FakePoster(lambda post: Response(status, b"gateway misconfigured") if post.at < end else YES)
+        async with bench(poster) as b:
+            for minute in range(360):
+                for key in range(3):
+                    await b.put(*(f"{key}-{minute}-{i}" for i in range(20)), key=f"key-{key}")
+                await asyncio.sleep(60)
+            lost = dead(b)
+            assert 10 <= len(lost) <= 10 + 8 + 3 * 12, "ten at once, those under way, and a few in an hour"
+            assert len(poster.posts) < 1000
+            figure(f"six hours of {status} to everything: {len(lost)} of {len(b.sent):,} events are dead letters")
+            assert {lane.state for lane in b.forwarder.numbers().lanes.values()} <= {"backing_off"}
+            await b.until_empty(1200)
+            assert Counter(b.poster.taken) == Counter(set(b.sent) - set(dead(b)))
+            assert dead(b) == lost
+            assert not b.forwarder.numbers().lanes
+
+    run_virtually(main())
+
+
+def test_a_key_that_is_refused_throughout_keeps_its_events_and_delays_no_other():
+    async def main():
+        healed: list[bool] = []
+        poster = FakePoster(lambda post: Response(400, b"wrong key type") if post.key == "bad" and not healed else YES)
+        async with bench(poster) as b:
+            for second in range(1800):
+                await b.put(f"b{second}", key="bad")
+                await b.put(f"o{second}", key="other")
+                await asyncio.sleep(1)
+                if second == 20:
+                    (standing,) = b.forwarder.numbers().lanes.values()
+                    assert (standing.state, standing.error) == ("backing_off", "HTTP 400 to whatever it is sent")
+            assert 10 <= len(dead(b)) <= 18
+            assert max(delay for delay, _ in b.observer.delays) < 0.2
+            healed.append(True)
+            await b.until_empty(900)
+            assert Counter(b.poster.taken) == Counter(set(b.sent) - set(dead(b)))
+
+    run_virtually(main())
+
+
+def test_many_bad_events_in_a_row_hold_up_the_good_ones_behind_them_for_a_minute_or_two():
+    async def main():
+        bad = {f"0-{i}" for i in range(50)}
+        async with bench(FakePoster(refusing(400, *bad))) as b:
+            await b.put(*(f"0-{i}" for i in range(50)))
+            for at in range(600):
+                await b.put(f"good-{at}")
+                await asyncio.sleep(1)
+            assert max(delay for delay, _ in b.observer.delays) < 120
+            await b.until_empty(3600)
+            assert dead(b) == dict.fromkeys(bad, "rejected")
+            assert Counter(b.poster.taken) == Counter(set(b.sent) - bad)
+
+    run_virtually(main())
+
+
+def test_a_lane_of_nothing_but_bad_events_ends_as_dead_letters_with_upstreams_words():
+    async def main():
+        async with bench(FakePoster(lambda _: Response(422, b"no such event"))) as b:
+            for at in range(12):
+                await b.put(f"bad-{at}")
+                await asyncio.sleep(1)
+            assert len(b.spool.queued()) == 2
+            await b.until_empty(86400)
+            assert set(dead(b).values()) == {"rejected"}
+            assert all((row.dead.status, row.dead.detail) == (422, "no such event") for row in b.spool.dead())
+
+    run_virtually(main())
+
+
 async def steady(b, seconds: int) -> None:
     """Other traffic, so that the host is seen to work."""
     for second in range(seconds):
