@@ -26,9 +26,11 @@ TAKES: frozenset[Fault] = frozenset(
     {"hang", "reset_after", "malformed", "cut_head", "cut_body", "trickle", "close_quietly"}
 )
 """Faults in which it has taken the events, though the sender cannot know."""
+RESETS: frozenset[Fault] = frozenset({"reset_at_once", "reset_before", "reset_during"})
+"""Faults in which it takes nothing, though the sender cannot know: a small body has left before its reset comes."""
 REFUSES: tuple[Fault, ...] = (
-    "reset_at_once", "reset_before", "reset_during", "html", "no", "bomb", "redirect", "huge",
-    408, 425, 429, 500, 502, 503, 504, 404, 401, 403, 302,
+    *sorted(RESETS, key=str), "html", "no", "bomb", "redirect", "huge",
+    302, 401, 403, 404, 405, 408, 410, 425, 429, 431, 500, 502, 503, 504,
 )  # fmt: skip
 """Faults in which it takes nothing."""
 
@@ -79,6 +81,10 @@ class ScriptedUpstream:
         self.connections = 0
         self.played: Counter[Fault] = Counter()
         self.taken: Counter[str] = Counter()
+        self.in_doubt = 0
+        """Events of requests, repeats and all, after which the sender cannot know whether they were taken."""
+        self.taken_in_doubt = 0
+        """Those of them that were."""
         self.headers: list[dict[str, str]] = []
         self.elsewhere = 0
         """Requests to where the redirects point."""
@@ -128,7 +134,9 @@ class ScriptedUpstream:
         fault = self.script(self.requests)
         self.requests += 1
         self.played[fault] += 1
-        length = int(headers["content-length"])
+        length, events = int(headers["content-length"]), int(headers["statsig-event-count"])
+        self.in_doubt += events * (fault in RESETS | TAKES)
+        self.taken_in_doubt += events * (fault in TAKES)
         if fault == "reset_at_once":
             reset(writer)
             return False
