@@ -81,6 +81,10 @@ class ScriptedUpstream:
         self.connections = 0
         self.played: Counter[Fault] = Counter()
         self.taken: Counter[str] = Counter()
+        self.taken_at: dict[str, float] = {}
+        """By the loop's clock."""
+        self.refused_keys: dict[str, Fault] = {}
+        """What requests under these keys get, whatever the script says."""
         self.in_doubt = 0
         """Events of requests, repeats and all, after which the sender cannot know whether they were taken."""
         self.taken_in_doubt = 0
@@ -131,7 +135,7 @@ class ScriptedUpstream:
         line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
         self.elsewhere += "elsewhere" in line
-        fault = self.script(self.requests)
+        fault = self.refused_keys.get(headers.get("statsig-api-key", "")) or self.script(self.requests)
         self.requests += 1
         self.played[fault] += 1
         length, events = int(headers["content-length"]), int(headers["statsig-event-count"])
@@ -160,7 +164,9 @@ class ScriptedUpstream:
         text = zlib.decompress(body, 31) if headers.get("content-encoding") == "gzip" else body
         events = json.loads(text)["events"]
         assert len(events) == int(headers["statsig-event-count"])
-        self.taken.update(event["eventName"] for event in events)
+        names = [event["eventName"] for event in events]
+        self.taken.update(names)
+        self.taken_at |= dict.fromkeys(names, asyncio.get_running_loop().time())
 
     async def _answer(self, fault: Fault, writer: asyncio.StreamWriter) -> bool:
         if fault == "hang":

@@ -99,8 +99,8 @@ def row(fault: Fault, played: int, run: Run, fake: ScriptedUpstream) -> str:
     dead = sum(row.ref.events for row in run.spool.dead())
     lost = len(run.sent) - len(fake.taken) - dead
     return (
-        f"{fault!s:>13}: played {played:>2} times, of {len(run.sent)} events lost {lost}, twice {run.duplicates(fake)}, "
-        f"counted in doubt {run.observer.events['ambiguous']}, dead letters {dead}"
+        f"{fault!s:>13}: played {played:>2} times, of {len(run.sent)} events lost {lost}, dead letters {dead}, "
+        f"twice {run.duplicates(fake)}, counted in doubt {run.observer.events['ambiguous']}"
     )
 
 

@@ -342,3 +342,36 @@ def test_a_disk_that_cannot_be_read_for_a_while_loses_nothing():
             await b.until_empty(65)
 
     run_virtually(main())
+
+
+def plotted(limits: list[int]) -> list[str]:
+    """Draw the gate's limit over time, a column each."""
+    top = max(limits)
+    return [f"{level:>2} " + "".join("█" if limit >= level else " " for limit in limits) for level in range(top, 0, -1)]
+
+
+def test_the_gate_closes_in_an_outage_knocks_now_and_then_and_opens_step_by_step(figure):
+    async def main():
+        loop = asyncio.get_running_loop()
+        down, up = loop.time() + 300, loop.time() + 300 + 1200
+        poster = FakePoster(lambda post: Response(503) if down <= post.at < up else YES)
+        async with bench(poster, retry_seconds_max=60) as b:
+            limits = []
+            for at in range(120):
+                limits.append(b.forwarder.numbers().forward.gate_limit)
+                for second in range(4):
+                    await b.put(f"{at}-{second}")
+                    await asyncio.sleep(3.75)
+            figure("the gate's limit, 15 s a column; an outage from 5 to 25 min:")
+            for line in [*plotted(limits), "   " + "└───" * 30]:
+                figure(line)
+            assert set(limits[:20]) == {8}
+            assert set(limits[22:100]) == {0}
+            assert 20 <= sum(down + 30 <= post.at < up for post in poster.posts) <= 60, "a knock in 60 s at the latest"
+            rise = limits[104:]
+            assert rise == sorted(rise)
+            assert (rise[0], rise[-1]) != (8, 0)
+            assert len(set(rise)) >= 5, "one more at a time"
+            await b.until_empty(60)
+
+    run_virtually(main())
