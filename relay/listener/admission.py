@@ -10,6 +10,7 @@ from relay.errors import KeysUnknown, MethodNotAllowed, PathUnknown, TooLarge, U
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from relay.listener import simple
     from relay.listener.origins import Origins
 
 _ANY_PATH = "*"  # of `OPTIONS *`, which asks the server as a whole
@@ -47,6 +48,13 @@ class Admission:
         head = wire.read_head(headers, raw_query)
         self.check_key(head.key)
         return head
+
+    def check_simple(self, head: simple.Head, size: int) -> None:
+        """Check all of a simple request, which is a POST of no web page; raises what the others here raise."""
+        if head.path not in self._paths:
+            self.check_place("POST", head.path, head.headers)
+        self.check_size(size)
+        self.check_key(head.about.key)
 
     def check_size(self, size: int) -> None:
         """Raise TooLarge for a body of more bytes on the wire than the operator allows."""

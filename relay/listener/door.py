@@ -142,9 +142,7 @@ class Door:
         return True
 
     def _digest_simple(self, head: simple.Head, body: bytes, reservation: Reservation) -> Digest | None:
-        self._admission.check_place("POST", head.path, head.headers)
-        self._admission.check_size(len(body))
-        self._admission.check_key(head.about.key)
+        self._admission.check_simple(head, len(body))
         arrival = Arrival(
             body=body,
             coding=head.headers.get("content-encoding", ""),

@@ -85,7 +85,8 @@ class ExpressConnection(Connection):
         if len(data) < head.length:
             self._await_rest(head, data)
             return
-        self._drop_partial()
+        if self._partial:
+            self._drop_partial()
         self._busy, self._ahead = True, data[head.length :]
         if self._door.take(head, data[head.body_at : head.length], self._answer):
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout

@@ -34,8 +34,8 @@ INLINE_COMPRESSED_BYTES_MAX: Final = 8 * 1024
 INLINE_INFLATED_BYTES_MAX: Final = 128 * 1024
 """And what they may grow to on the loop."""
 INLINE_MARKS_MAX: Final = 4096
-"""Commas and opening brackets in what is read on the loop: each may cost 5 µs in a body made for it (measured
-2026-11), and an SDK's body has one every 18 to 23 bytes."""
+"""Commas and opening brackets in what is not usual and yet read on the loop: each may cost 5 µs in a body made for it
+(measured 2026-11), and an SDK's body has one every 18 to 23 bytes."""
 INLINE_ENVELOPE_BYTES_MAX: Final = 4 * 1024
 HONEST_RATIO: Final = 40
 """Inflated bytes that are expected at first of each compressed one; hundreds of like exposures reach 60 and more."""
@@ -118,7 +118,7 @@ class Intake:
         size = len(arrival.body)
         if not wire.needs_inflating(arrival.body):
             reservation.set(COPIES * size)
-            done = await self._in_thread(partial(self._digest, arrival, arrival.body), reservation, deadline)
+            done = await self._in_thread(partial(self._parse_and_digest, arrival, arrival.body), reservation, deadline)
             reservation.set(_held_by(done))
             return done
         cap = self._limits.inflated_bytes_max
@@ -136,13 +136,18 @@ class Intake:
     def digest_at_once(self, arrival: Arrival, reservation: Reservation) -> Digest | None:
         """Read a body of which that is known to be quick; None for any other."""
         raw = self._inflate_at_once(arrival)
-        if raw is None or len(raw) - len(raw.translate(None, b",[{")) > INLINE_MARKS_MAX:
+        if raw is None:
             return None
         reservation.set(len(arrival.body) + COPIES * len(raw))
         try:
-            return self._without_repeats(arrival, self._digest(arrival, raw, self._quick_limits))
+            parsed = wire.parse_usual(raw, limits=self._quick_limits, strip_private=self._strip_private)
+            if parsed is None:
+                if len(raw) - len(raw.translate(None, b",[{")) > INLINE_MARKS_MAX:
+                    return None
+                parsed = self._parse(arrival, raw, self._quick_limits)
         except TooLarge:
             return None  # past the loop's bounds; a thread finds out whether past the operator's too
+        return self._without_repeats(arrival, self._digest(arrival, parsed))
 
     def _inflate_at_once(self, arrival: Arrival) -> bytes | None:
         if not wire.needs_inflating(arrival.body):
@@ -177,7 +182,7 @@ class Intake:
 
     def _inflate_and_digest(self, arrival: Arrival, bytes_max: int) -> Digest | None:
         raw = self._inflate(arrival, bytes_max)
-        return None if raw is None else self._digest(arrival, raw)
+        return None if raw is None else self._parse_and_digest(arrival, raw)
 
     def _inflate(self, arrival: Arrival, bytes_max: int) -> bytes | None:
         """Inflate; None where it passes a bound that is not the operator's yet."""
@@ -188,17 +193,21 @@ class Intake:
                 return None
             raise
 
-    def _digest(self, arrival: Arrival, raw: bytes, limits: wire.Limits | None = None) -> Digest:
-        skew_ms = arrival.head.skew_ms(arrival.received_at_ms)
-        parsed = wire.parse_body(
+    def _parse_and_digest(self, arrival: Arrival, raw: bytes) -> Digest:
+        return self._digest(arrival, self._parse(arrival, raw, self._wire_limits))
+
+    def _parse(self, arrival: Arrival, raw: bytes, limits: wire.Limits) -> wire.Parsed:
+        return wire.parse_body(
             raw,
-            limits=limits or self._wire_limits,
+            limits=limits,
             now_ms=arrival.received_at_ms,
-            skew_ms=skew_ms,
+            skew_ms=arrival.head.skew_ms(arrival.received_at_ms),
             strip_private=self._strip_private,
         )
+
+    def _digest(self, arrival: Arrival, parsed: wire.Parsed) -> Digest:
         return Digest(
-            self._records(parsed, arrival.head, skew_ms),
+            self._records(parsed, arrival.head, arrival.head.skew_ms(arrival.received_at_ms)),
             parsed.events + len(parsed.rejected),
             len(parsed.text),
             parsed.rejected,
@@ -219,24 +228,16 @@ class Intake:
     def _records(self, parsed: wire.Parsed, head: wire.Head, skew_ms: int | None) -> list[Record]:
         now_ms = self._now_ms()
 
-        def record(text: bytes, events: int, dead: Verdict | None) -> Record:
-            return Record(
-                key=head.key,
-                envelope=parsed.envelope,
-                headers=head.headers,
-                text=text,
-                events=events,
-                accepted_at_ms=now_ms,
-                skew_ms=skew_ms,
-                dead=dead,
-            )
+        def record(text: bytes, events: int, dead: Verdict | None = None) -> Record:
+            return Record(head.key, parsed.envelope, head.headers, text, events, now_ms, skew_ms, dead)
 
         limits = self._limits
         pieces = wire.cut(
             parsed.text, parsed.events, events_max=limits.chunk_events_max, bytes_max=limits.chunk_bytes_max
         )
-        records = [record(text, events, None) for text, events in pieces if events]
-        records += [record(text, events, verdict) for text, events, verdict in self._letters(parsed.rejected)]
+        records = [record(text, events) for text, events in pieces if events]
+        if parsed.rejected:
+            records += [record(text, events, verdict) for text, events, verdict in self._letters(parsed.rejected)]
         return records
 
     def _letters(self, rejected: Sequence[wire.Rejected]) -> Iterator[tuple[bytes, int, Verdict]]:

@@ -95,4 +95,5 @@ class Reservation:
 
     def release(self) -> None:
         """Give all of it back; may be called again."""
-        self.set(0)
+        if self._held:
+            self.set(0)

@@ -27,7 +27,7 @@ class Room:
         """Admitted since."""
         self.space = Space(0, 0)
         self.disk_free_bytes_min = disk_free_bytes_min
-        self._lane_share = lane_bytes_share_max
+        self._share_bytes = int(capacity_bytes * lane_bytes_share_max)
 
     def check_usual(self) -> None:
         """Raise QueueFull where a usual request finds no room."""
@@ -56,7 +56,3 @@ class Room:
             f"upstream does not take this key's events; they hold {lane.bytes} bytes already, and its share of the "
             f"queue is {self._share_bytes} while other keys need room (queue.lane_bytes_share_max)"
         )
-
-    @property
-    def _share_bytes(self) -> int:
-        return int(self.capacity_bytes * self._lane_share)

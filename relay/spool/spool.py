@@ -202,7 +202,7 @@ class DiskSpool:
         lane = self._admit(records)
         append = Append(lane.number, records, done, deadline)
         self._room.check(append.bytes)
-        if self._room.is_over_share(lane, append.bytes) and len(self._lanes) > 1 and self._is_held_back(lane.number):
+        if len(self._lanes) > 1 and self._room.is_over_share(lane, append.bytes) and self._is_held_back(lane.number):
             raise self._room.refuse_share(lane)
         self._room.pending_bytes += append.bytes
         lane.pending_events += append.events
@@ -216,7 +216,7 @@ class DiskSpool:
             kind = QueueFull if isinstance(self._failing, StoreFull) else DiskFailing
             raise kind(f"the queue's disk fails ({self._failing}); events are not accepted until it recovers")
         key = records[0].key
-        assert all(record.key == key for record in records), "one append, one key"
+        assert len(records) == 1 or all(record.key == key for record in records), "one append, one key"
         lane = self._lanes.of_key(key)
         return lane if lane is not None else self._open_lane(key)
 

@@ -163,7 +163,10 @@ class Writer:
         self._committed_to = last_id
         self._measured = Usage(0, 0), Space(0, 0)
         self._measured_at = float("-inf")
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._asleep = False
+        """The thread waits for work; while it commits, nobody has to wake it."""
         self._work = _nothing()
         self._stopping = False
         self._broken = False
@@ -197,9 +200,10 @@ class Writer:
 
     def append(self, append: Append) -> None:
         """Queue a request's records."""
-        with self._wake:
+        with self._lock:
             self._work.appends.append(append)
-            self._wake.notify()
+            if self._asleep:
+                self._wake.notify()
 
     def ack(self, refs: Iterable[Ref]) -> None:
         """Queue deletes."""
@@ -240,7 +244,9 @@ class Writer:
             if self._stopping and (self._broken or not self._work):
                 return None
             if not self._work and not self._broken:
+                self._asleep = True
                 self._wake.wait(timeout=self._idle_seconds)
+                self._asleep = False
             work, self._work = self._work, _nothing()
             room = COMMIT_BYTES_MAX
             for at, append in enumerate(work.appends):

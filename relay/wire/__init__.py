@@ -12,7 +12,7 @@ an event without a time is given one. Whatever cannot be taken raises a relay.er
 for any bytes at all. No file here reads a clock, a socket or a disk.
 """
 
-from relay.wire.body import Limits, Parsed, Rejected, parse_body
+from relay.wire.body import Limits, Parsed, Rejected, parse_body, parse_usual
 from relay.wire.events import cut, split_events
 from relay.wire.head import Head, read_head
 from relay.wire.inflate import inflate, needs_inflating
@@ -28,6 +28,7 @@ __all__ = [
     "inflate",
     "needs_inflating",
     "parse_body",
+    "parse_usual",
     "read_head",
     "split_events",
 ]

@@ -3,9 +3,10 @@
     {"events":[ event, event … ], "user":{…}, "statsigMetadata":{…} }
                 └── text ──┘      └────────── envelope ──────────┘
 
-The usual body takes two passes in C: one finds the `events` array and checks that all is JSON, one checks every event.
-Its text is then a single slice. Whatever is not usual goes the exact way, event by event: NaN and lone surrogates,
-invalid UTF-8, an event that is unusable, too large or without a time. Both ways agree; the exact one is only slower.
+The usual body takes one pass in C, over where its `events` array must be, that checks every event; the few bytes around
+the array were mostly seen before. Its text is then a single slice. Whatever is not usual goes the exact way, event by
+event: NaN and lone surrogates, invalid UTF-8, an event that is unusable, too large or without a time. Both ways agree;
+the exact one is only slower.
 
 Nothing is ever re-encoded. Members that must not be kept (privateAttributes of users) and times that are missing are
 cut out and put in as bytes before and after; all other bytes of an event are what the app sent.
@@ -15,6 +16,7 @@ No error text holds anything of the body but positions and types.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import lru_cache
 from itertools import islice
@@ -28,7 +30,7 @@ from relay.wire.events import TIMED, Unusable, count_suspects, is_json, is_utf8,
 from relay.wire.private import may_hold_private, without_private
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from relay.wire.events import Probe
 
@@ -110,34 +112,51 @@ def parse_body(body: bytes, *, limits: Limits, now_ms: int, skew_ms: int | None,
         if strip_private and may_hold_private(body):
             _check_brackets(body)
             body = without_private(body)
-        usual = _read_usual(body, limits) if is_utf8(body) else None
-        return usual or _read_exact(body, limits, now_ms - (skew_ms or 0))
+        return parse_usual(body, limits=limits, strip_private=False) or _read_exact(
+            body, limits, now_ms - (skew_ms or 0)
+        )
     except scanner.NotJson as exc:
         raise InvalidRequest(f"the body is not JSON: byte {exc.at} of {len(body)} cannot stand there") from None
 
 
-def _read_usual(body: bytes, limits: Limits) -> Parsed | None:
-    """Read a body of which every event is usable, timed and within its size; None where this is not that kind."""
-    try:
-        array = _SHELL.decode(body).events
+def parse_usual(body: bytes, *, limits: Limits, strip_private: bool) -> Parsed | None:
+    """Read a body of which every event is usable, timed and within its size, and nothing has to be cut out.
+
+    None for any other: whether that can be taken, `parse_body` tells. What this costs is bounded by the body's size
+    alone, whoever wrote it. Raises InvalidRequest or TooLarge for the body as a whole, as parse_body would.
+    """
+    if not is_utf8(body) or (strip_private and may_hold_private(body)):
+        return None
+    key = _EVENTS_KEY.search(body)
+    if key is None:
+        return None
+    for array in _arrays(body, key.end()):
         if len(array) > limits.event_bytes_max or _may_be_too_many(array, limits.events_per_request_max):
             return None
-        layout = _layout_around(body, array, limits.envelope_bytes_max)
-        events = TIMED.decode(array) if layout else []
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    if not layout or not events or len(events) > limits.events_per_request_max:
-        return None
-    return Parsed(
-        text=bytes(memoryview(array)[1:-1]).strip(b" \t\n\r"),
-        events=len(events),
-        envelope=layout.envelope,
-        rejected=(),
-        suspects=count_suspects(events),
-    )
+        try:
+            events = TIMED.decode(array)
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        envelope = _envelope_around(body, key.end(), len(array), limits.envelope_bytes_max)
+        if envelope is None or not events or len(events) > limits.events_per_request_max:
+            return None
+        text = bytes(array[1:-1]).strip(b" \t\n\r")
+        return Parsed(text, len(events), envelope, rejected=(), suspects=count_suspects(events))
+    return None
 
 
-def _may_be_too_many(array: msgspec.Raw, events_max: int) -> bool:
+def _arrays(body: bytes, start: int) -> Iterator[memoryview]:
+    """Yield what the events' array may be, which begins at `start`: where it nearly always ends, then what is found.
+
+    It nearly always ends behind the last object that ends an array; finding its end takes the decoder a pass more.
+    """
+    view = memoryview(body)
+    yield view[start : body.rfind(b"}]") + len(b"}]")]
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        yield view[start : start + len(_SHELL.decode(body).events)]
+
+
+def _may_be_too_many(array: memoryview, events_max: int) -> bool:
     """Tell whether decoding could build more than `events_max` events; every event that decodes spells eventName."""
     if len(array) <= events_max * _SMALLEST_EVENT_BYTES:
         return False
@@ -145,18 +164,28 @@ def _may_be_too_many(array: msgspec.Raw, events_max: int) -> bool:
     return text.count(b'"eventName"') > events_max or _ESCAPED.search(text) is not None
 
 
-def _layout_around(body: bytes, array: msgspec.Raw, envelope_bytes_max: int) -> _Layout | None:
-    """Read what stands around the events' array, exactly; None where it is not where it seems to be.
+def _envelope_around(body: bytes, start: int, size: int, envelope_bytes_max: int) -> bytes | None:
+    """Read what stands around an array, exactly; None where that array is not the one value of the body's `events`.
 
-    A decoder hides members that stand twice. So the array, found by its bytes, gives way to a stand-in, and the short
-    rest is scanned member by member: only if the stand-in is the one value of `events` was this the array.
+    The array, found by its bytes, gives way to a stand-in, and the short rest is scanned member by member: only if the
+    stand-in is the value of `events` was this the array. A decoder would hide members that stand twice.
     """
-    key = _EVENTS_KEY.search(body)
-    if key is None or not body.startswith(array, key.end()):
+    rest = body[:start] + _STAND_IN + body[start + size :]
+    read = _envelope_cached if len(rest) <= _CACHED_BYTES_MAX else _envelope
+    return read(rest, start, envelope_bytes_max)
+
+
+def _envelope(rest: bytes, start: int, envelope_bytes_max: int) -> bytes | None:
+    try:
+        layout = _layout(rest, envelope_bytes_max) if is_json(rest) else None
+    except scanner.NotJson:
         return None
-    rest = body[: key.end()] + _STAND_IN + body[key.end() + len(array) :]
-    layout = (_layout_cached if len(rest) <= _CACHED_BYTES_MAX else _layout)(rest, envelope_bytes_max)
-    return layout if rest[layout.events.start : layout.events.end] == _STAND_IN else None
+    if layout is None:
+        return None
+    return layout.envelope if layout.events == scanner.Value(start, start + len(_STAND_IN), 0) else None
+
+
+_envelope_cached: Final = lru_cache(maxsize=256)(_envelope)  # SDKs send the same few envelopes for hours
 
 
 def _layout(text: bytes, envelope_bytes_max: int) -> _Layout:
@@ -182,9 +211,6 @@ def _layout(text: bytes, envelope_bytes_max: int) -> _Layout:
     if not events:
         raise InvalidRequest("the body has no `events`")
     return _Layout(events, b",".join(pieces))
-
-
-_layout_cached: Final = lru_cache(maxsize=256)(_layout)  # SDKs send the same few envelopes for hours
 
 
 def _read_exact(body: bytes, limits: Limits, sent_ms: int) -> Parsed:

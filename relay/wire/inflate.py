@@ -49,7 +49,7 @@ _SUPPORTED: Final = "identity, gzip, zstd and deflate"
 
 def needs_inflating(body: bytes) -> bool:
     """Tell whether `inflate` has more to do than hand the body back; cheap, for it looks at the first bytes only."""
-    return _PLAIN.match(body) is None
+    return not body.startswith(b'{"') and _PLAIN.match(body) is None
 
 
 def inflate(body: bytes, content_encoding: str, gzip_claimed: bool, *, inflated_bytes_max: int) -> bytes:  # noqa: FBT001 - read as in the query

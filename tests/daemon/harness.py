@@ -186,6 +186,10 @@ class Daemon:
         """Events on disk that are not delivered."""
         return self.status().queue.events
 
+    def wait_counted(self) -> None:
+        """Wait until what an earlier life left is in the figures, which happens behind the open door."""
+        wait_until("the queue is counted", lambda: not self.status().queue.recovering)
+
     def wait_drained(self, seconds: float = 30.0) -> None:
         """Wait until nothing is queued any more."""
         wait_until("the queue is empty", lambda: self.queued() == 0, seconds=seconds)

@@ -73,6 +73,7 @@ def test_with_upstream_down_nothing_is_lost_and_nothing_comes_twice(
         with running(Daemon(tmp_path, upstream.url, settings=SETTINGS)) as daemon:
             load = Load(daemon.url, name="down")
             kill_again_and_again(daemon, load, rounds)
+            daemon.wait_counted()
             assert daemon.queued() >= len(load.acked)
             upstream.open()
             daemon.wait_drained(60)
