@@ -447,6 +447,7 @@ class Forwarder:
     def _note_gate(self) -> None:
         is_open = self._gate.is_open
         if is_open and not self._gate_was_open:
+            self._cadence.mended(self._monotonic())
             self._journal.gate_opened()
         elif self._gate_was_open and not is_open:
             self._cadence.broke(self._monotonic())

@@ -12,7 +12,11 @@ from relay.forwarder.batching import Bounds
 
 CATCH_UP_FACTOR: Final = 1.1
 """After an outage requests start at their usual rate times this, in batches as big as they may be: a fleet of 10,000
-relays then peaks at 1.1 times its steady rate; draining flat out it peaked at 2.6 (simulated 2026-11)."""
+relays then peaks at 1.1 times its steady rate; draining flat out it peaked at 2.6 (simulated 2026-11). Each
+CADENCE_SECONDS that the host works and there is more to catch up multiplies by it once more. For batches that were full
+already cannot grow, and by day more comes in than went out by night: without it such a queue would never be empty."""
+CATCH_UP_STEPS_MAX: Final = 64
+"""Times that the pace is raised, at most: some 400-fold, where the gate alone is the bound."""
 CADENCE_SECONDS: Final = 300.0
 """Over which the usual rate is averaged: long against one flush of an SDK (1 to 10 s), short against a day's tides."""
 CADENCE_REQUESTS_MIN: Final = 20
@@ -37,11 +41,14 @@ class Cadence:
         self._seen = 0
         self._at: float | None = None
         self._next_at = 0.0
+        self._worked_seconds = 0.0  # since catching up began, up to the last turn; what it failed is taken off
+        self._turned_at = 0.0
+        self._works = True
 
     def started(self, now: float) -> None:
         """Count a request."""
         if self.catching_up:
-            self._next_at = max(now, self._next_at) + self._interval()
+            self._next_at = max(now, self._next_at) + self._interval(now)
             return
         self._advance(now)
         self._weight += 1
@@ -57,6 +64,14 @@ class Cadence:
             self._advance(now)
             self.catching_up = True
             self._next_at = now
+            self._worked_seconds, self._turned_at = 0.0, now
+        self._worked_seconds = self._worked_until(now)
+        self._works, self._turned_at = False, now
+
+    def mended(self, now: float) -> None:
+        """The outage is over; what it left waits."""
+        self._worked_seconds = self._worked_until(now)
+        self._works, self._turned_at = True, now
 
     def caught_up(self, now: float) -> None:
         """Nothing is waiting any more."""
@@ -70,10 +85,15 @@ class Cadence:
         self._seconds = self._seconds * fade + CADENCE_SECONDS * (1 - fade)
         self._at = now
 
-    def _interval(self) -> float:
+    def _interval(self, now: float) -> float:
         if self._seen < CADENCE_REQUESTS_MIN or not self._weight:
             return 0.0
-        return self._seconds / self._weight / CATCH_UP_FACTOR
+        steps = min(int(self._worked_until(now) / CADENCE_SECONDS), CATCH_UP_STEPS_MAX)
+        return self._seconds / self._weight / CATCH_UP_FACTOR ** (1 + steps)
+
+    def _worked_until(self, now: float) -> float:
+        passed = now - self._turned_at
+        return max(0.0, self._worked_seconds + (passed if self._works else -passed))
 
 
 class Ceiling:
@@ -115,7 +135,9 @@ class Size:
         return Bounds(self._events_max, self._learned)
 
     def refused(self, now: float, size: int) -> bool:
-        """Upstream found `size` bytes too many; True where that is news."""
+        """Upstream found `size` bytes too many; True where that is news. What is small already teaches nothing."""
+        if size <= SIZE_BYTES_MIN:
+            return False
         before, self._learned = self._learned, min(self._learned, max(SIZE_BYTES_MIN, size // 2))
         self._changed_at = now
         return self._learned < before

@@ -375,3 +375,26 @@ def test_the_gate_closes_in_an_outage_knocks_now_and_then_and_opens_step_by_step
             await b.until_empty(60)
 
     run_virtually(main())
+
+
+def test_an_outage_at_dawn_is_caught_up_though_by_day_more_comes_in_than_went_out_by_night(figure):
+    """The usual pace was learned while little happened, and the batches cannot grow: they are full already."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        dawn, day = loop.time() + 1800, loop.time() + 3600
+        poster = FakePoster(lambda post: Response(503) if dawn <= post.at < day else YES)
+        async with bench(poster, batch_events_max=10) as b:
+            for at in range(5 * 360):
+                for flush in range(1 if loop.time() < dawn else 5):
+                    await b.put(*(f"{at}-{flush}-{i}" for i in range(10)))
+                await asyncio.sleep(10)
+            await b.until_empty(60)
+            assert Counter(b.poster.taken) == Counter(b.sent)
+            late = [post.at for post in poster.posts if post.answer == YES and int(post.names[0].split("-")[0]) < 360]
+            figure(
+                f"half an hour of outage, five times the usual load, full batches: caught up in {max(late) - day:.0f} s"
+            )
+            assert max(late) - day < 3 * 3600
+
+    run_virtually(main())
