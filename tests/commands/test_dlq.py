@@ -78,7 +78,7 @@ def test_an_export_gives_the_events_with_their_reason(config: Path):
 
 
 def test_without_a_relay_a_replay_queues_the_letters_and_a_purge_drops_them(config: Path):
-    assert "10 events in 1 dead letters are queued again" in call(config, "dlq", "replay", "--reason", "expired").out
+    assert "Queued again: 10 events in 1 dead letter." in call(config, "dlq", "replay", "--reason", "expired").out
     (stats,) = call(config, "queue", "stats", "--json").lines
     assert (stats["events"], stats["dead_events"]) == (10, 101)
     assert "101 events" in call(config, "dlq", "purge", "--all", "--yes").out
@@ -91,6 +91,14 @@ def test_without_a_relay_a_replay_queues_the_letters_and_a_purge_drops_them(conf
 def test_nothing_is_done_to_all_letters_by_omission(config: Path, verb: str):
     assert "--all" in call(config, "dlq", verb, code=1).err
     assert len(call(config, "dlq", "list", "--json").lines) == 3
+
+
+@pytest.mark.parametrize("verb", [("replay",), ("purge", "--yes")])
+def test_letters_that_are_not_there_are_named_and_the_others_done(config: Path, verb: tuple):
+    said = call(config, "dlq", *verb, "1", "77", code=1)
+    assert "1 event in 1 dead letter." in said.out
+    assert "no dead letter has the number 77" in said.err
+    assert [letter["id"] for letter in call(config, "dlq", "list", "--json").lines] == [2, 3]
 
 
 def test_a_purge_asks_first_and_where_nobody_can_be_asked_wants_yes(config: Path):

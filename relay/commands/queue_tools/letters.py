@@ -122,9 +122,22 @@ def show(arguments: argparse.Namespace) -> int:
             for letter in page:
                 missing.discard(letter.id)
                 _show(reader, letter, names, as_json=arguments.json)
-    for number in sorted(missing):
+    return _tell_missing(missing)
+
+
+def _tell_missing(numbers: set[int]) -> int:
+    """Name the dead letters that were asked for and are not there; give the exit code."""
+    for number in sorted(numbers):
         print(f"relay: no dead letter has the number {number}; `relay dlq list` names them", file=sys.stderr)
-    return 1 if missing else 0
+    return 1 if numbers else 0
+
+
+def _missing(reader: Reader, arguments: argparse.Namespace) -> set[int]:
+    """Give the ids among those asked for that no dead letter has."""
+    if not arguments.ids:
+        return set()
+    found = {letter.id for page in reader.dead_letters(Choice(ids=_ids(arguments))) for letter in page}
+    return set(arguments.ids) - found
 
 
 def _show(reader: Reader, letter: DeadLetter, names: dict[int, str], *, as_json: bool) -> None:
@@ -163,34 +176,37 @@ def replay(arguments: argparse.Namespace) -> int:
     """Queue the chosen dead letters anew."""
     _must_choose(arguments)
     with common.open_reader(arguments) as reader:
-        groups = reader.dead_totals(_chosen(reader, arguments))
+        groups, missing = reader.dead_totals(_chosen(reader, arguments)), _missing(reader, arguments)
     wanted = sum(letters for _, _, letters, _, _, _ in groups)
     reply = common.change(arguments, Replay(_letters(arguments)), what="replaying", total=wanted)
     if arguments.json:
         common.print_json(reply)
-        return 0
-    chunks = getattr(reply, "chunks", 0)
-    print(f"{events(getattr(reply, 'events', 0))} in {count(chunks)} dead letters are queued again.")
+        return _tell_missing(missing)
+    print(f"Queued again: {_held(getattr(reply, 'events', 0), getattr(reply, 'chunks', 0))}.")
     corrupt = sum(letters for _, reason, letters, _, _, _ in groups if reason == "corrupt")
     if corrupt:
         print(f"{count(corrupt)} corrupt ones stay: what upstream would get of them nobody knows. Purge them instead.")
-    return 0
+    return _tell_missing(missing)
 
 
 def purge(arguments: argparse.Namespace) -> int:
     """Drop the chosen dead letters for good, after asking."""
     _must_choose(arguments)
     with common.open_reader(arguments) as reader:
-        groups = reader.dead_totals(_chosen(reader, arguments))
+        groups, missing = reader.dead_totals(_chosen(reader, arguments)), _missing(reader, arguments)
     wanted, number = sum(group[2] for group in groups), sum(group[3] for group in groups)
     if wanted and not arguments.yes:
-        _confirm(f"Drop {events(number)} in {count(wanted)} dead letters for good? [y/N] ")
+        _confirm(f"Drop {_held(number, wanted)} for good? [y/N] ")
     reply = common.change(arguments, Purge(_letters(arguments)), what="purging", total=wanted)
     if arguments.json:
         common.print_json(reply)
     else:
-        print(f"{events(getattr(reply, 'events', 0))} in {count(getattr(reply, 'chunks', 0))} dead letters are gone.")
-    return 0
+        print(f"Gone: {_held(getattr(reply, 'events', 0), getattr(reply, 'chunks', 0))}.")
+    return _tell_missing(missing)
+
+
+def _held(number: int, letters: int) -> str:
+    return f"{events(number)} in {count(letters)} dead letter{'' if letters == 1 else 's'}"
 
 
 def _confirm(question: str) -> None:
