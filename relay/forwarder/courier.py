@@ -13,10 +13,9 @@ from relay.forwarder.delivery import Outcome, judge
 from relay.forwarder.settling import OFF_LOOP_BYTES_MIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from relay.forwarder.batching import Batch
     from relay.forwarder.body import Compression
+    from relay.forwarder.clocks import Clocks
     from relay.forwarder.delivery import Success
     from relay.forwarder.upstream import Poster
 
@@ -34,20 +33,12 @@ class Trip(msgspec.Struct, frozen=True):
 class Courier:
     """Posts batches whose chunks have been read."""
 
-    def __init__(
-        self,
-        *,
-        upstream: Poster,
-        success: Success,
-        compression: Compression,
-        monotonic: Callable[[], float],
-        wall: Callable[[], float],
-    ) -> None:
+    def __init__(self, upstream: Poster, clocks: Clocks, *, success: Success, compression: Compression) -> None:
         self._upstream = upstream
         self._success: Success = success
         self._compression: Compression = compression
-        self._monotonic = monotonic
-        self._wall = wall
+        self._monotonic = clocks.monotonic
+        self._wall = clocks.wall
 
     async def carry(self, key: str, batch: Batch, *, seconds_max: float) -> Trip:
         """Make one attempt; raises ChunkCorrupt before anything is sent where a chunk cannot be inflated.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from relay.forwarder.batching import Bounds
-    from relay.spool import Chunk, Record, Ref, Spool, Verdict
+    from relay.spool import Chunk, LaneStats, Record, Ref, Spool, Verdict
 
 
 class Leases:
@@ -36,6 +36,10 @@ class Leases:
     def key_of(self, lane: int) -> str:
         """Give the lane's API key; empty for the default lane."""
         return self._spool.key_of(lane)
+
+    def lanes(self) -> list[LaneStats]:
+        """Every lane that holds events."""
+        return self._spool.lanes()
 
     async def read(self, refs: Sequence[Ref]) -> list[tuple[Ref, Chunk]]:
         """Read leased chunks; the spool has set the corrupt ones aside, so they are held no more."""

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from relay.errors import ChunkCorrupt, SpoolError
 from relay.forwarder.batching import Batch, Bounds, body_bytes, carve_smallest, plan
+from relay.forwarder.clocks import Clocks
 from relay.forwarder.courier import Courier
 from relay.forwarder.delivery import Verdict
 from relay.forwarder.expiry import split_old
 from relay.forwarder.figures import Figures, Numbers
-from relay.forwarder.gate import Gate
+from relay.forwarder.host import Host
 from relay.forwarder.journal import Journal
 from relay.forwarder.lanes import COALESCE_SECONDS, Lane, Lanes
 from relay.forwarder.leases import Leases
-from relay.forwarder.pacing import Cadence, Ceiling, Refusals, Size
 from relay.forwarder.settling import Patience, Settler
 from relay.forwarder.sweeping import Sweeper, expired_epitaph
 from relay.observe import fingerprint
@@ -83,53 +83,27 @@ class Forwarder:
         age_seconds_max: float = 7 * 86400.0,
     ) -> None:
         """`monotonic` must be the event loop's clock, `wall` gives Unix seconds, `random` gives [0, 1)."""
-        self._spool = spool
-        self._upstream = upstream
-        self._default_key = default_key
-        self._observer = observer
-        self._monotonic = monotonic
-        self._wall = wall
-        self._in_flight_max = in_flight_max
-        self._batch_bytes_max = batch_bytes_max
-        patience = Patience(retry_seconds_min, retry_seconds_max, park_probe_seconds)
-        self._patience = patience
-        self._lanes = Lanes()
-        self._gate = Gate(
+        self._spool, self._upstream, self._observer = spool, upstream, observer
+        self._default_key, self._monotonic, self._wall = default_key, monotonic, wall
+        self._in_flight_max, self._batch_bytes_max = in_flight_max, batch_bytes_max
+        self._patience = Patience(retry_seconds_min, retry_seconds_max, park_probe_seconds)
+        self._host = Host(
             in_flight_max=in_flight_max,
             retry_seconds_min=retry_seconds_min,
             retry_seconds_max=retry_seconds_max,
+            batch_events_max=batch_events_max,
+            batch_bytes_max=batch_bytes_max,
+            events_per_second_max=events_per_second_max,
             random=random,
         )
-        self._cadence = Cadence()
-        self._ceiling = Ceiling(events_per_second_max)
-        self._size = Size(events_max=batch_events_max, bytes_max=batch_bytes_max)
-        self._leases = Leases(spool)
-        self._journal = Journal(host=host)
-        self._figures = Figures()
-        self._courier = Courier(
-            upstream=upstream, success=success, compression=compression, monotonic=monotonic, wall=wall
-        )
-        self._settler = Settler(
-            leases=self._leases,
-            gate=self._gate,
-            size=self._size,
-            refusals=Refusals(),
-            journal=self._journal,
-            patience=patience,
-            random=random,
-            monotonic=monotonic,
-        )
-        self._sweeper = Sweeper(
-            spool=spool,
-            leases=self._leases,
-            lanes=self._lanes,
-            settler=self._settler,
-            journal=self._journal,
-            wake=self._wake,
-            age_seconds_max=age_seconds_max,
-            monotonic=monotonic,
-            wall=wall,
-        )
+        self._gate = self._host.gate
+        self._lanes, self._leases = Lanes(), Leases(spool)
+        self._journal, self._figures = Journal(host=host), Figures()
+        clocks = Clocks(monotonic, wall, random)
+        self._courier = Courier(upstream, clocks, success=success, compression=compression)
+        self._settler = Settler(self._leases, self._host, self._journal, self._patience, clocks)
+        parts = (self._leases, self._lanes, self._settler, self._journal, clocks)
+        self._sweeper = Sweeper(*parts, age_seconds_max=age_seconds_max, wake=self._wake)
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()
         self._posting: set[asyncio.Task[None]] = set()  # those that wait for upstream, not for the disk
@@ -236,17 +210,15 @@ class Forwarder:
         """Start every batch that may start now; give the time when the next one may, None if only an event can tell."""
         while True:
             now = self._monotonic()
-            gate_at = self._gate.next_at(now)
-            if gate_at is None or not self._has_time_left(now):
+            host_at = self._host.next_at(now)
+            if host_at is None or not self._has_time_left(now):
                 return None
             lanes_at = self._lanes.next_at(now, probes=not self._probe_out)
             if lanes_at is None or lanes_at > now:
-                if self._cadence.catching_up and self._gate.is_open:
-                    self._cadence.caught_up(now)
-                return None if lanes_at is None else max(lanes_at, gate_at)
-            at = max(gate_at, self._cadence.next_at(now), self._ceiling.next_at(now))
-            if at > now:
-                return at
+                self._host.nothing_waits(now)
+                return None if lanes_at is None else max(lanes_at, host_at)
+            if host_at > now:
+                return host_at
             lane = self._lanes.take(now, probes=not self._probe_out, spare=self._gate.has_spare)
             assert lane is not None, "the agenda named a time and has no lane for it"
             self._start(lane, now)
@@ -264,9 +236,7 @@ class Forwarder:
         if not refs:
             return
         lane.started(now, sum(ref.bytes for ref in refs))
-        self._gate.started()
-        self._cadence.started(now)
-        self._ceiling.started(now, sum(ref.events for ref in refs))
+        self._host.started(now, sum(ref.events for ref in refs))
         self._probe_out = self._probe_out or lane.parked
         assert self._tasks is not None, "only run() starts batches"
         deliver = self._deliver(lane, key, batch, refs, probe=lane.parked)
@@ -301,7 +271,7 @@ class Forwarder:
 
     def _gather(self, lane: Lane, now: float) -> list[Ref]:
         """Lease towards a full batch; give it out when it is full, or when the lane has waited long enough."""
-        bounds = self._size.bounds(now)
+        bounds = self._host.size.bounds(now)
         while lane.may_have_more:
             room = Bounds(bounds.events_max - lane.gathered_events, bounds.bytes_max - lane.gathered_bytes)
             if room.events_max <= 0 or room.bytes_max <= 0:
@@ -349,7 +319,7 @@ class Forwarder:
         sent_bytes = body_bytes(batch.chunks) if batch is not None and batch.chunks else 0
         sent_events = batch.events if batch is not None else 0
         lane.sent_bytes += sent_bytes - sum(ref.bytes for ref in refs)
-        self._ceiling.refund(sum(ref.events for ref in refs) - sent_events)
+        self._host.ceiling.refund(sum(ref.events for ref in refs) - sent_events)
 
     async def _load(self, lane: Lane, key: str, batch: Batch | None, refs: list[Ref], *, probe: bool) -> Batch | None:
         """Give the batch with its bodies; None where nothing of it is left, or the disk would not."""
@@ -378,7 +348,7 @@ class Forwarder:
 
     def _compose(self, lane: Lane, pairs: list[tuple[Ref, Chunk]], *, cautious: bool) -> Batch:
         """Make batches of what was read; the first goes now, the others wait their turn."""
-        first, *others = plan(pairs, self._size.bounds(self._monotonic()))
+        first, *others = plan(pairs, self._host.size.bounds(self._monotonic()))
         for batch in (first, *others):
             batch.host_score = (self._gate.successes, self._gate.failures)
         if cautious and len(first.refs) > 1:
@@ -447,10 +417,10 @@ class Forwarder:
     def _note_gate(self) -> None:
         is_open = self._gate.is_open
         if is_open and not self._gate_was_open:
-            self._cadence.mended(self._monotonic())
+            self._host.cadence.mended(self._monotonic())
             self._journal.gate_opened()
         elif self._gate_was_open and not is_open:
-            self._cadence.broke(self._monotonic())
+            self._host.cadence.broke(self._monotonic())
             self._journal.gate_closed(self._gate.reason, self._gate.backoff_seconds)
         self._gate_was_open = is_open
 

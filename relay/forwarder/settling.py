@@ -23,14 +23,14 @@ from relay.observe import fingerprint
 from relay.spool import Verdict as Epitaph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from relay.forwarder.batching import Batch
-    from relay.forwarder.gate import Gate
+    from relay.forwarder.clocks import Clocks
+    from relay.forwarder.host import Host
     from relay.forwarder.journal import Journal
     from relay.forwarder.lanes import Lane
     from relay.forwarder.leases import Leases
-    from relay.forwarder.pacing import Refusals, Size
     from relay.spool import Chunk
 
 SUSPECT_FAILURES: Final = 5
@@ -59,24 +59,18 @@ class Settler:
 
     def __init__(
         self,
-        *,
         leases: Leases,
-        gate: Gate,
-        size: Size,
-        refusals: Refusals,
+        host: Host,
         journal: Journal,
         patience: Patience,
-        random: Callable[[], float],
-        monotonic: Callable[[], float],
+        clocks: Clocks,
     ) -> None:
         self._leases = leases
-        self._gate = gate
-        self._size = size
-        self._refusals = refusals
+        self._host, self._gate = host, host.gate
         self._journal = journal
         self._patience = patience
-        self._random = random
-        self._monotonic = monotonic
+        self._random = clocks.random
+        self._monotonic = clocks.monotonic
 
     async def settle(self, lane: Lane, key: str, batch: Batch, outcome: Outcome) -> None:
         """Apply the outcome of an attempt on `batch`, whose chunks are leased and were read."""
@@ -118,7 +112,7 @@ class Settler:
         if lane.parked or lane.failures:
             self._journal.lane_resumed(name)
         lane.healed()
-        self._refusals.taken(lane.number)
+        self._host.refusals.taken(lane.number)
         self._gate.succeeded()
 
     def _lane_told_to_wait(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> None:
@@ -159,7 +153,7 @@ class Settler:
         by_bytes = outcome.verdict is Verdict.SPLIT
         if by_bytes:
             size = body_bytes(chunks)
-            if self._size.refused(self._monotonic(), size):
+            if self._host.size.refused(self._monotonic(), size):
                 self._journal.size_learned(size)
         name = fingerprint(key)
         seconds = self._brake(lane, name, batch, outcome)
@@ -167,14 +161,14 @@ class Settler:
         if halves is None and seconds and batch.refusals < REFUSALS_MAX:
             halves = (batch,)
         if halves is None:
-            self._refusals.refused(lane.number)
+            self._host.refusals.refused(lane.number)
             await self.bury(lane, name, batch, _epitaph("too_large" if by_bytes else "rejected", batch, outcome))
         for half in halves or ():
             self.rest(lane, half, seconds)
 
     def _brake(self, lane: Lane, name: str, batch: Batch, outcome: Outcome) -> float:
         """Slow the lane down where upstream refuses whatever it is sent; give the seconds this batch has to wait."""
-        if not self._refusals.of_everything(lane.number):
+        if not self._host.refusals.of_everything(lane.number):
             lane.healed()
             return 0.0
         batch.refusals += 1

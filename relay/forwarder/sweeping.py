@@ -13,11 +13,11 @@ from relay.spool import Verdict as Epitaph
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from relay.forwarder.clocks import Clocks
     from relay.forwarder.journal import Journal
     from relay.forwarder.lanes import Lane, Lanes
     from relay.forwarder.leases import Leases
     from relay.forwarder.settling import Settler
-    from relay.spool import Spool
 
 LOOK_SECONDS_MIN: Final = 60.0
 """Ages are counted in days: nobody misses a minute."""
@@ -32,18 +32,15 @@ class Sweeper:
 
     def __init__(
         self,
-        *,
-        spool: Spool,
         leases: Leases,
         lanes: Lanes,
         settler: Settler,
         journal: Journal,
-        wake: Callable[[int], None],
+        clocks: Clocks,
+        *,
         age_seconds_max: float,
-        monotonic: Callable[[], float],
-        wall: Callable[[], float],
+        wake: Callable[[int], None],
     ) -> None:
-        self._spool = spool
         self._leases = leases
         self._lanes = lanes
         self._settler = settler
@@ -51,8 +48,8 @@ class Sweeper:
         self._wake = wake
         self._age_seconds_max = age_seconds_max
         self._expiry = Expiry(age_seconds_max=age_seconds_max)
-        self._monotonic = monotonic
-        self._wall = wall
+        self._monotonic = clocks.monotonic
+        self._wall = clocks.wall
 
     def cut_off_ms(self, lane: Lane | None = None) -> int | None:
         """Chunks accepted before this are too old to send; None while ages cannot be believed, or do not matter."""
@@ -71,7 +68,7 @@ class Sweeper:
         while True:
             ages: list[int] = []
             self.cut_off_ms()  # compares the clocks, were there no lane to ask for
-            for stats in self._spool.lanes():
+            for stats in self._leases.lanes():
                 oldest_ms = stats.oldest_accepted_at_ms
                 cut_off_ms = self.cut_off_ms(self._lanes.get(stats.lane))
                 if cut_off_ms is None or oldest_ms is None:

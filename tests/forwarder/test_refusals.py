@@ -321,6 +321,31 @@ def test_events_past_their_age_become_dead_letters_while_the_host_is_down():
     run_virtually(main())
 
 
+def test_what_waits_in_batches_composed_already_expires_in_time_too():
+    """Behind a closed gate a batch is sent every few minutes; that hundreds are too old must not wait for that."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with bench(FakePoster(lambda _: Response(503)), age_seconds_max=7200) as b:
+            b.forwarder.pause(1)
+            for at in range(300):
+                await b.put(f"e{at}", envelope=b'"u":%d' % (at // 2))
+            b.forwarder.resume(1)
+            await asyncio.sleep(3600)
+            for at in range(300, 310):
+                await b.put(f"e{at}", envelope=b'"u":149')
+            assert len(b.spool.leased()) >= 300
+            await asyncio.sleep(begun + 7200 + 700 - loop.time())
+            assert set(dead(b)) == {f"e{at}" for at in range(300)}
+            assert set(dead(b).values()) == {"expired"}
+            b.poster.answer = lambda _: YES
+            await b.until_empty(400)
+            assert Counter(b.poster.taken) == Counter(f"e{at}" for at in range(300, 310))
+
+    run_virtually(main())
+
+
 @pytest.mark.parametrize("step", [86400 * 365 * 50, 7200])
 def test_a_step_of_the_wall_clock_expires_nothing_that_has_not_waited(step):
     async def main():
