@@ -87,8 +87,8 @@ class ChunkTable(SQLiteQueue):
 
     @property
     def sql_delete(self) -> str:
-        """Template of a delete by id."""
-        return self._SQL_DELETE.format(table_name=self._table_name, key_column=self._key_column, op="=")
+        """Template of a delete by id, from the first to the last."""
+        return self._SQL_DELETE.format(table_name=self._table_name, key_column=self._key_column, op="BETWEEN ? AND")
 
     def add_schema(self) -> None:
         """Add what is ours to persist-queue's table, where it is absent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import sqlite3
 import stat
 
@@ -499,6 +500,22 @@ def test_free_pages_are_given_back_by_as_many_as_were_asked_for(tmp_path):
     store.close()
 
 
+def test_a_delete_takes_just_what_was_asked_for(tmp_path):
+    store = Store(tmp_path, bytes_max=64 << 20)
+    chance = random.Random(7)  # noqa: S311 – a choice of rows, no secret
+    left, last = set(), 0
+    for _ in range(40):
+        rows = [Row(last + number, 1, 1, NOW_MS, b"row") for number in range(1, 13)]
+        last += len(rows)
+        store.commit(Changes(rows=rows))
+        left |= {row.id for row in rows}
+        gone = [chunk for chunk in chance.sample(sorted(left), len(left)) if chance.random() < 0.7]  # in any order
+        store.commit(Changes(deletes=gone))
+        left -= set(gone)
+        assert [entry.id for entry in store.entries(0, last, 1000)] == sorted(left)
+    store.close()
+
+
 def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
     """The names and settings that a new persist-queue must not change under us."""
     store = Store(tmp_path, bytes_max=64 << 20)
@@ -518,7 +535,7 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
     columns = [row[1] for row in table.reader.execute("PRAGMA table_info(queue_default)")]
     assert columns == ["_id", "timestamp", "lane", "events", "bytes", "data"]
     assert table.writer is not table.reader
-    assert table.sql_delete == "DELETE FROM `queue_default` WHERE _id = ?"
+    assert table.sql_delete == "DELETE FROM `queue_default` WHERE _id BETWEEN ? AND ?"
     plan = table.reader.execute(
         "EXPLAIN QUERY PLAN SELECT q.lane FROM queue_default AS q INDEXED BY chunks WHERE q._id > 1"
     )
