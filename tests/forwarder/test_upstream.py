@@ -168,6 +168,15 @@ async def test_a_kept_connection_that_ends_under_us_is_retried_once_on_a_fresh_o
         assert (fake.requests, fake.connections) == (3, 2)
 
 
+async def test_the_retry_takes_no_other_kept_connection_for_that_may_be_closed_as_well():
+    async with ScriptedUpstream(lambda at: "close_quietly" if at == 2 else "yes") as fake, client(fake.url) as upstream:
+        await asyncio.gather(*(upstream.post(BODY, HEADERS, seconds_max=5) for _ in range(2)))
+        assert fake.connections == 2
+        attempt = await upstream.post(BODY, HEADERS, seconds_max=5)
+        assert attempt.raced
+        assert fake.connections == 3
+
+
 async def test_the_race_is_retried_only_once():
     async with ScriptedUpstream(lambda at: "close_quietly" if at else "yes") as fake, client(fake.url) as upstream:
         await upstream.post(BODY, HEADERS, seconds_max=5)
@@ -297,6 +306,47 @@ async def test_the_operators_ca_and_client_certificate_are_used(certificates):
     tls = server_context(certificates, ask_client=True)
     async with ScriptedUpstream(tls=tls) as fake, client(fake.url, **options) as upstream:
         assert (await upstream.post(BODY, HEADERS, seconds_max=5)).answer == Response(202, YES_BODY)
+
+
+class Tunnel:
+    """A proxy that connects through to whatever CONNECT names, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+        host, _, port = self.asked[-1].split()[1].decode().rpartition(":")
+        there, onwards = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        ways = [asyncio.create_task(pipe(reader, onwards)), asyncio.create_task(pipe(there, writer))]
+        self._tasks.update(ways)
+
+
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def test_through_a_proxy_tls_goes_to_upstream_itself_and_the_proxys_password_only_to_the_proxy(certificates):
+    tunnel = Tunnel()
+    server = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0)
+    options = {
+        "proxy": f"http://relay:pass@127.0.0.1:{server.sockets[0].getsockname()[1]}",
+        "ca_file": str(certificates / "server.pem"),
+    }
+    async with server, ScriptedUpstream(tls=server_context(certificates)) as fake, client(fake.url, **options) as way:
+        assert (await way.post(BODY, HEADERS | {"statsig-api-key": "secret-a"}, seconds_max=5)).answer.status == 202
+        (asked,) = tunnel.asked
+        assert asked.startswith(b"CONNECT 127.0.0.1:%d " % fake.port)
+        assert b"Proxy-Authorization: Basic cmVsYXk6cGFzcw==" in asked
+        assert b"secret-a" not in asked
+        assert fake.headers[0]["statsig-api-key"] == "secret-a"
+        assert "proxy-authorization" not in fake.headers[0]
 
 
 async def test_speaking_tls_to_a_server_that_does_not_is_no_connection():
