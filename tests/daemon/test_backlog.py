@@ -1,21 +1,27 @@
-"""Beside a million queued events the real daemon answers at once and stays small."""
+"""Beside a million queued events the real daemon answers at once and stays small; and it delivers them in no time."""
 
 from __future__ import annotations
 
 import http.client
+import json
+import os
+import subprocess
+import sys
 import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon.harness import CountingUpstream, Daemon, envelope, make_event, post, running, wait_until
+from daemon.harness import CountingUpstream, Daemon, envelope, free_port, make_event, post, running, wait_until
 
 from relay.spool.folder import hold
 from relay.spool.record import Record, encode
 from relay.spool.store import Changes, Row, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 CHUNKS, EVENTS_PER_CHUNK, CHUNKS_PER_COMMIT = 100_000, 10, 2_000
 STARTS = 3
@@ -76,3 +82,56 @@ def test_a_million_queued_events_delay_no_answer_and_take_little_memory(
     assert metrics.total("queue_recovered_events_total") == total
     assert min(seconds) < FIRST_ANSWER_SECONDS_MAX, seconds
     assert resident < RESIDENT_BYTES_MAX
+
+
+@contextmanager
+def counter() -> Iterator[str]:
+    """Run an upstream in a process of its own that only adds up; gives its URL, which tells the sums."""
+    port = free_port()
+    script = Path(__file__).parents[1] / "bench" / "load.py"
+    process = subprocess.Popen([sys.executable, str(script), "count", "--port", str(port)])
+    url = f"http://127.0.0.1:{port}/v1/log_event"
+    try:
+        wait_until("the counter listens", lambda: sums(url) is not None)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def sums(url: str) -> dict[str, int] | None:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  our own URL
+            return json.load(answer)
+    except OSError:
+        return None
+
+
+def cpu_seconds(daemon: Daemon) -> float:
+    assert daemon.process is not None
+    fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_million_queued_events_are_delivered_each_once_in_full_batches(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    fill(tmp_path / "queue")
+    total = CHUNKS * EVENTS_PER_CHUNK
+    with counter() as url:
+        began = time.monotonic()
+        with running(Daemon(tmp_path, url, settings={"queue": {"bytes_max": "8GiB"}})) as daemon:
+            used = cpu_seconds(daemon)
+            wait_until("the whole index is loaded", lambda: daemon.status().queue.recovered_events == total, seconds=60)
+            daemon.wait_drained(200)
+            seconds, used = time.monotonic() - began, cpu_seconds(daemon) - used
+            got = sums(url)
+    assert got is not None
+    figure(
+        f"{total:,} events drained in {seconds:.1f} s by {got['requests']:,} requests, "
+        f"{used * 1e6 / total:.1f} ms of CPU for 1,000 of them"
+    )
+    assert got["events"] == total
+    assert got["requests"] <= total / 1000 * 1.1
