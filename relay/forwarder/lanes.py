@@ -141,7 +141,6 @@ class Lanes:
         lane = self._lanes.get(number)
         if lane is None:
             lane = self._lanes[number] = Lane(number)
-            lane.sent_bytes = self._level
         return lane
 
     def put(self, lane: Lane) -> None:

@@ -143,6 +143,26 @@ def test_two_busy_lanes_get_equal_bytes_whatever_the_size_of_their_chunks():
     run_virtually(main())
 
 
+def test_a_lane_that_was_held_for_long_has_saved_up_no_claim():
+    async def main():
+        async with bench(FakePoster(seconds=0.05), in_flight_max=1, batch_events_max=10) as b:
+            await b.put("H0", key="held")
+            await b.until_empty(1)
+            b.forwarder.pause(1)
+            for at in range(200):
+                await b.put(*(f"B{at}-{i}" for i in range(10)), key="busy")
+                await b.put(*(f"H{at}-{i}" for i in range(10)), key="held")
+            await asyncio.sleep(4)
+            b.forwarder.resume(1)
+            began = len(b.poster.posts)
+            await asyncio.sleep(2)
+            sent = Counter(name[0] for post in b.poster.posts[began:] for name in post.names)
+            assert abs(sent["B"] - sent["H"]) <= 20 < sent["H"]
+            await b.until_empty(600)
+
+    run_virtually(main())
+
+
 def test_bodies_read_ahead_stay_within_one_batch_over_all_lanes():
     async def main():
         async with bench(FakePoster(seconds=100), batch_bytes_max=20_000) as b:

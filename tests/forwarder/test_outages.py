@@ -109,7 +109,7 @@ def test_a_step_of_the_wall_clock_neither_stalls_nor_hurries_a_retry():
     run_virtually(main())
 
 
-@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("status", [503, 429, 401, 404])
 def test_retry_after_is_honoured_when_it_is_longer(status):
     async def main():
         loop = asyncio.get_running_loop()

@@ -230,6 +230,22 @@ def test_many_bad_events_in_a_row_hold_up_the_good_ones_behind_them_for_a_minute
     run_virtually(main())
 
 
+def test_an_upstream_that_refuses_everything_may_say_when_to_come_again():
+    async def main():
+        async with bench(FakePoster(lambda _: Response(400, retry_after="600"))) as b:
+            for at in range(12):
+                await b.put(f"bad-{at}")
+                await asyncio.sleep(1)
+            await asyncio.sleep(20)
+            before = len(b.poster.posts)
+            await asyncio.sleep(500)
+            assert len(b.poster.posts) == before
+            await asyncio.sleep(100)
+            assert len(b.poster.posts) == before + 1
+
+    run_virtually(main())
+
+
 def test_a_lane_of_nothing_but_bad_events_ends_as_dead_letters_with_upstreams_words():
     async def main():
         async with bench(FakePoster(lambda _: Response(422, b"no such event"))) as b:
