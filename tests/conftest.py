@@ -24,7 +24,13 @@ settings.register_profile("thorough", max_examples=20_000, deadline=None, suppre
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("event relay")
-    group.addoption("--soak", action="store_true", help="run the tests marked soak for an hour instead of a minute")
+    group.addoption(
+        "--soak",
+        nargs="?",
+        type=float,
+        const=3600,
+        help="seconds of the tests marked soak (an hour without a number; 45 s without it)",
+    )
     group.addoption("--crash-rounds", type=int, default=20, help="rounds of each kill -9 test (default: 20)")
     group.addoption("--crash-images", type=int, default=60, help="disk images of each power cut (default: 60)")
 

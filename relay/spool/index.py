@@ -174,6 +174,9 @@ class Lanes:
     def __getitem__(self, number: int) -> Lane:
         return self._by_number[number]
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
     def of_key(self, key: str) -> Lane | None:
         """The key's lane, if it has one."""
         return self._by_key.get(key)
@@ -181,7 +184,11 @@ class Lanes:
     def restore(self, rows: Iterable[LaneRow]) -> None:
         """Take over the lanes of an earlier life; of several with one key, new events go to the first."""
         for row in rows:
-            self._add(Lane(row.number, row.key, paused=row.paused))
+            self.recover(row.number, row.key, paused=row.paused)
+
+    def recover(self, number: int, key: str, *, paused: bool) -> None:
+        """Take over a lane of an earlier life."""
+        self._add(Lane(number, key, paused=paused))
 
     def open(self, key: str) -> Lane:
         """Make a lane for a key that has none."""

@@ -11,19 +11,24 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from relay.errors import SpoolError, StoreDamaged
+from relay.spool.salvage import lost_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from relay.spool.books import Books
-    from relay.spool.index import Lanes
+    from relay.spool.index import Lane, Lanes
     from relay.spool.store import Entry
 
 PAGE_ENTRIES: Final = 5_000
 """Read at once into the index: some 10 ms of work between other requests."""
 TOTALS_SPAN: Final = 100_000
 """Ids summed up at once for what lies beyond the window in memory."""
+
+_log = structlog.get_logger()
 
 
 class Pager:
@@ -65,9 +70,16 @@ class Pager:
         """Begin with what an earlier life left, up to this id."""
         self.last_id = self._recover_to = last_id
 
+    def lane_of(self, number: int) -> Lane:
+        """Give a chunk's lane; one that the file does not know has lost its key, and is held until it gets another."""
+        if number not in self._lanes:
+            _log.error("lane_key_lost", lane=number)
+            self._lanes.recover(number, lost_key(number), paused=True)
+        return self._lanes[number]
+
     def add(self, entry: Entry) -> bool:
         """Count a chunk in; True where its entry found room in memory."""
-        lane = self._lanes[entry.lane]
+        lane = self.lane_of(entry.lane)
         lane.events += entry.events
         lane.bytes += entry.bytes
         if self._known_to != self.last_id or self._loaded >= self._entries_max:
@@ -134,7 +146,7 @@ class Pager:
         entries = await self._entries(after, upto, limit)
         self._known_to = entries[-1].id if len(entries) == limit else upto
         for entry in entries:
-            lane = self._lanes[entry.lane]
+            lane = self.lane_of(entry.lane)
             lane.push(entry)
             if self._counted_to < entry.id <= self._recover_to:
                 lane.events += entry.events
@@ -149,7 +161,8 @@ class Pager:
         after = self._counted_to
         upto = min(after + TOTALS_SPAN, self._recover_to)
         for number, _, events, size in await self._totals(after, upto):
-            self._lanes[number].events += events
-            self._lanes[number].bytes += size
+            lane = self.lane_of(number)
+            lane.events += events
+            lane.bytes += size
             self._books.recovered += events
         self._counted_to = upto

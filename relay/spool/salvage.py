@@ -173,8 +173,9 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, progress: Call
     lost_chunks, lost_events = _insert_all(target, _INSERT, filter(_is_chunk, walk.rows(_ENTRIES, upto)), progress)
     with _transaction(target):
         keyless = target.execute(
-            "INSERT INTO lanes (id, key, paused) SELECT DISTINCT lane, 'lost-key-of-lane-' || lane, 1 "
-            "FROM queue_default WHERE lane NOT IN (SELECT id FROM lanes)"
+            "INSERT INTO lanes (id, key, paused) SELECT DISTINCT lane, ? || lane, 1 "
+            "FROM queue_default WHERE lane NOT IN (SELECT id FROM lanes)",
+            (lost_key(""),),
         ).rowcount
         if upto < _ID_MAX:
             target.execute("DELETE FROM sqlite_sequence WHERE name = 'queue_default'")
@@ -188,6 +189,11 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, progress: Call
         lost_ranges=walk.lost_ranges,
         keyless_lanes=keyless,
     )
+
+
+def lost_key(lane: int | str) -> str:
+    """Name what is kept in the place of a lane's key that is lost."""
+    return f"lost-key-of-lane-{lane}"
 
 
 class _Walk:

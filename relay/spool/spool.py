@@ -146,7 +146,8 @@ class DiskSpool:
         self._pager.start(last_id)
         self._lanes.restore(lanes)
         for held in dead:
-            self._books.recover_dead(self._lanes[held.lane], chunks=held.chunks, events=held.events, size=held.bytes)
+            lane = self._pager.lane_of(held.lane)
+            self._books.recover_dead(lane, chunks=held.chunks, events=held.events, size=held.bytes)
 
     async def recovered(self) -> None:
         """Wait until what an earlier life left is counted."""
@@ -162,7 +163,8 @@ class DiskSpool:
         await asyncio.to_thread(self._writer.stop)
         await asyncio.sleep(0)  # let the last report in
         self._waiting.answer_all(DiskFailing("the relay stopped before these events were on disk; send them again"))
-        await asyncio.to_thread(self._close_store)
+        await asyncio.to_thread(self._reader.shutdown)
+        await asyncio.to_thread(self._store.close)
 
     def writer_alive(self) -> bool:
         """Whether the thread exists that commits; a slow disk does not matter."""
@@ -241,7 +243,7 @@ class DiskSpool:
         """Promised in Spool."""
         self._wakers.append(wake)
         for lane in self._lanes:
-            if len(lane):
+            if len(lane) and not lane.paused:
                 wake(lane.number)
 
     def bound_share_of(self, is_held_back: Callable[[int], bool]) -> None:
@@ -310,6 +312,7 @@ class DiskSpool:
 
     async def hold_lane(self, lane: int, *, paused: bool) -> None:
         """Remember over restarts whether an operator holds a lane; holding it is the forwarder's. Raises SpoolError."""
+        self._writer.open_lane(lane, self._lanes[lane].key)  # which the file may have lost
         await self._run(paused=[(lane, paused)])
 
     async def rekey(self, lane: int, key: str) -> None:
@@ -319,6 +322,7 @@ class DiskSpool:
         the new key already stays beside this one, and new events of that key go there; new events of the old key open
         a lane of their own.
         """
+        self._writer.open_lane(lane, self._lanes[lane].key)
         await self._run(rekeyed=[(lane, key)])
 
     # -- numbers ------------------------------------------------------------------------------------------------------
@@ -419,6 +423,7 @@ class DiskSpool:
         self._take_made(made, leased=not job.revived)
         for lane, paused in job.paused:
             self._lanes[lane].paused = paused
+            self._tell(lane)
         for lane, key in job.rekeyed:
             self._lanes.rekey(self._lanes[lane], key)
         if not job.future.done():
@@ -455,8 +460,6 @@ class DiskSpool:
         self._room.pending_bytes -= append.bytes
         self._lanes[append.lane].pending_events -= append.events
 
-    # -- small things -------------------------------------------------------------------------------------------------
-
     async def _in_reader(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._reader, work)
 
@@ -492,9 +495,6 @@ class DiskSpool:
         self._books.lost("corrupt", ref.events)
 
     def _tell(self, lane: int) -> None:
-        for wake in self._wakers:
-            wake(lane)
-
-    def _close_store(self) -> None:
-        self._reader.shutdown()
-        self._store.close()
+        if not self._lanes[lane].paused:
+            for wake in self._wakers:
+                wake(lane)

@@ -301,7 +301,7 @@ def test_a_paused_lane_waits_over_a_restart_and_goes_on_when_resumed(tmp_path: P
             assert (lane["fingerprint"], lane["state"]) == (name, "paused")
             upstream.heal()
             assert post(daemon.url, envelope([make_event("other", 1)]), {"statsig-api-key": "secret-b"}).accepted
-            upstream.wait_events(1)
+            wait_until("the other one is settled on disk", lambda: upstream.events and daemon.queued() == 1)
             daemon.kill9()
         with running(daemon):
             time.sleep(0.5)

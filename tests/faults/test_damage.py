@@ -123,3 +123,26 @@ def test_a_file_taken_away_underneath_is_noticed_and_nothing_is_lost(
         audit = one.audit()
     assert (audit.lost, audit.repeated) == (0, 0)
     tell(Row(f"{name}: {harm.__name__}", 1, audit, one.recovery_seconds, f"noticed in {noticed:.1f} s"))
+
+
+@pytest.mark.parametrize("left", [FILE_NAME, FILE_NAME + "-wal"])
+def test_a_start_without_the_database_or_without_its_log_is_not_blocked(tmp_path: Path, left: str) -> None:
+    """SQLite makes of a log that is left alone a database that lacks what never was in the log, keys of lanes too."""
+    with trial(tmp_path, settings={"shutdown": {"drain_seconds_max": 0.1}}, upstream_down=True) as one:
+        one.load.wait_acked(300)
+        one.daemon.sigterm()
+        one.daemon.start().wait_ready()
+        one.load.wait_acked(300)
+        one.daemon.kill9()
+        for name in {FILE_NAME, FILE_NAME + "-wal"} - {left}:
+            (one.daemon.queue_folder / "spool" / name).unlink()
+        restarted = time.monotonic()
+        one.daemon.start().wait_ready()
+        one.recover(restarted)
+        one.load.wait_acked(300)
+        one.quiet()
+        taken = one.load.acked[-100:]
+        one.upstream.open()
+        wait_until("new events arrive", lambda: set(taken) <= set(one.upstream.events))
+        assert not set(one.upstream.events) - {*one.load.made, *one.watch.made}, "damaged bytes were delivered"
+        one.daemon.metrics().check_conservation()

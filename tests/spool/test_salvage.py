@@ -223,6 +223,31 @@ async def test_a_lane_whose_key_is_lost_is_held_until_it_gets_another(disk: Spoo
         assert lost(given, await settle_all(spool)) == 0
 
 
+@pytest.mark.parametrize("index_entries_max", [1_000_000, 10], ids=["in memory", "beyond the window"])
+async def test_chunks_of_a_lane_that_the_file_does_not_know_are_held_until_it_gets_a_key(
+    disk: SpoolOnDisk, index_entries_max: int
+):
+    """So it is where the database was removed and its log was left, from which SQLite then makes a new one."""
+    given = await fill(disk)
+    with sqlite3.connect(disk.directory / "spool" / FILE_NAME) as connection:
+        connection.execute("DELETE FROM lanes")
+    connection.close()
+    async with disk.open(index_entries_max=index_entries_max) as spool:
+        woken: list[int] = []
+        spool.subscribe(woken.append)
+        await until(lambda: not spool.stats().recovering)
+        await append(spool, record("secret-a"))
+        assert not {1, 2} & set(woken), "events must not travel under a key that is none"
+        assert [lane.paused for lane in spool.all_lanes()] == [True, True, False]
+        await spool.rekey(1, "secret-a")
+        await spool.hold_lane(1, paused=False)
+        assert 1 in woken
+    async with disk.open() as spool:
+        (first, *_) = spool.all_lanes()
+        assert (first.key, first.paused) == ("secret-a", False), "the new key is remembered"
+        assert lost(given, await settle_all(spool)) == 0
+
+
 async def test_without_room_for_a_second_file_the_queue_starts_empty_and_the_old_one_is_kept(disk: SpoolOnDisk):
     await fill(disk)
     file = disk.directory / "spool" / FILE_NAME
