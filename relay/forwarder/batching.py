@@ -129,10 +129,13 @@ def carve_smallest(batch: Batch) -> tuple[Batch, Batch | None]:
 
 
 class Waiting:
-    """The batches of a lane that wait to be sent: those due, oldest first; the others until they are."""
+    """The batches of a lane that wait to be sent: those due, oldest first; the others until they are.
+
+    What upstream refused while it refused everything takes turns, by the time it fell due, after all others.
+    """
 
     def __init__(self) -> None:
-        self._due: list[tuple[int, Batch]] = []
+        self._due: list[tuple[float, int, Batch]] = []
         self._resting: list[tuple[float, int, Batch]] = []
 
     def __len__(self) -> int:
@@ -152,8 +155,9 @@ class Waiting:
         """Take out the oldest batch that is due."""
         while self._resting and self._resting[0][0] <= now:
             _, first_id, batch = heapq.heappop(self._resting)
-            heapq.heappush(self._due, (first_id, batch))
-        return heapq.heappop(self._due)[1] if self._due else None
+            turn = batch.ready_at if batch.refusals else float("-inf")
+            heapq.heappush(self._due, (turn, first_id, batch))
+        return heapq.heappop(self._due)[2] if self._due else None
 
     def take_smallest(self, now: float) -> Batch | None:
         """Take out the smallest that is due: what a probe risks."""
@@ -167,7 +171,7 @@ class Waiting:
 
     def clear(self) -> list[Batch]:
         """Take out all of them."""
-        batches = [batch for _, batch in self._due] + [batch for _, _, batch in self._resting]
+        batches = [batch for _, _, batch in self._due + self._resting]
         self._due, self._resting = [], []
         return batches
 

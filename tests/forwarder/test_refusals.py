@@ -230,6 +230,36 @@ def test_many_bad_events_in_a_row_hold_up_the_good_ones_behind_them_for_a_minute
     run_virtually(main())
 
 
+def test_a_good_event_among_what_was_refused_has_its_turn_though_bad_ones_keep_coming():
+    async def main():
+        poster = FakePoster(lambda post: YES if post.names == ["good"] else Response(400))
+        async with bench(poster) as b:
+            for at in range(12):
+                await b.put(f"bad-{at}")
+            await b.put("bad-a", "bad-b", "good", "bad-c")
+            for at in range(4 * 360):
+                await b.put(f"more-{at}")
+                await asyncio.sleep(10)
+            assert b.poster.taken == ["good"]
+
+    run_virtually(main())
+
+
+def test_a_key_that_works_again_before_an_upstream_that_refuses_everything_is_not_parked_any_more():
+    async def main():
+        status = [400]
+        async with bench(FakePoster(lambda _: Response(status[0]))) as b:
+            for at in range(12):
+                await b.put(f"bad-{at}")
+            await asyncio.sleep(20)
+            for status[0], state in ((401, "parked"), (400, "backing_off")):
+                b.forwarder.resume(1)
+                await asyncio.sleep(0.5)
+                assert b.forwarder.numbers().lanes[1].state == state
+
+    run_virtually(main())
+
+
 def test_an_upstream_that_refuses_everything_may_say_when_to_come_again():
     async def main():
         async with bench(FakePoster(lambda _: Response(400, retry_after="600"))) as b:
@@ -296,11 +326,29 @@ def test_an_hour_alone_makes_no_poison_where_few_others_went_through():
         async with bench(FakePoster(lambda post: Response(500) if "bad" in post.names else YES)) as b:
             await b.put("first", key="other")
             await b.put("bad")
-            for at in range(12):
+            for at in range(18):
                 await asyncio.sleep(600)
                 await b.put(f"o{at}", key="other")
             assert not b.spool.dead()
             for at in range(20):
+                await asyncio.sleep(600)
+                await b.put(f"p{at}", key="other")
+            assert dead(b) == {"bad": "poison"}
+
+    run_virtually(main())
+
+
+def test_the_failures_of_a_batch_are_not_held_against_its_halves():
+    async def main():
+        async with bench(FakePoster(lambda post: Response(500) if "bad" in post.names else YES)) as b:
+            await b.put("first", key="other")
+            await b.put("bad", "good")
+            for at in range(23):
+                await asyncio.sleep(600)
+                await b.put(f"o{at}", key="other")
+            assert "good" in b.poster.taken
+            assert not b.spool.dead(), "five failures of both, fewer than twenty of its own"
+            for at in range(10):
                 await asyncio.sleep(600)
                 await b.put(f"p{at}", key="other")
             assert dead(b) == {"bad": "poison"}
