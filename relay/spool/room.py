@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 RESERVE_SHARE: Final = 64
 """One part in so many of the capacity is kept for marks and parts: what is full must still be able to drain."""
-USUAL_BYTES: Final = 64 * 1024
-"""A usual request: without room for that the spool does not call itself ready."""
+USUAL_BYTES: Final = 1024 * 1024
+"""A usual request, of a thousand events: without room for that the spool does not call itself ready."""
+AGAIN_FACTOR: Final = 2
+"""Nor does it again until so many of them fit, or it would swing while the queue hovers at its bound."""
 
 
 class Room:
@@ -28,10 +30,14 @@ class Room:
         self.space = Space(0, 0)
         self.disk_free_bytes_min = disk_free_bytes_min
         self._share_bytes = int(capacity_bytes * lane_bytes_share_max)
+        self._usual_bytes = min(USUAL_BYTES, capacity_bytes // RESERVE_SHARE)
+        self._short = False
 
     def check_usual(self) -> None:
-        """Raise QueueFull where a usual request finds no room."""
-        self.check(USUAL_BYTES)
+        """Raise QueueFull where a usual request finds no room, and from then on until there is ample room."""
+        was_short, self._short = self._short, True
+        self.check(self._usual_bytes * (AGAIN_FACTOR if was_short else 1))
+        self._short = False
 
     def check(self, size: int) -> None:
         """Raise QueueFull where so many bytes more would not fit."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from relay.errors import StoreFailed, StoreFull
+from relay.errors import StoreFull
 from relay.spool.table import FILE_NAME, PAGE_BYTES, ChunkTable, translated
 
 if TYPE_CHECKING:
@@ -86,19 +86,15 @@ def mend(
     Where the disk has no room for a second file, an empty one takes its place and `failure` says so: the relay must
     run. `progress` hears the chunks saved so far. Raises StoreFailed where not even that can be done.
     """
-    _discard(folder)
     with translated("salvaging the queue"):
+        _discard(folder)
         try:
             mended = _fill(folder, source, open_table, progress)
-        except (sqlite3.Error, StoreFull) as exc:
+        except (sqlite3.Error, OSError, StoreFull) as exc:
             _discard(folder)
             mended = Mended(aside="", failure=str(exc))
             _new_table(folder, open_table).close()
-    try:
-        aside = _swap(folder)
-    except OSError as exc:
-        raise StoreFailed(f"the salvaged queue could not be put in its place: {exc}") from exc
-    return msgspec.structs.replace(mended, aside=aside)
+        return msgspec.structs.replace(mended, aside=_swap(folder))
 
 
 def finish(folder: Path) -> None:

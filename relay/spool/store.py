@@ -148,13 +148,14 @@ class Store:
         self._damaged = self._moved = False
         self._files: list[tuple[int, int] | None] = []
         check_format(path / FILE_NAME)
-        salvage.finish(path)
+        with translated("completing a salvage that was cut off"):
+            salvage.finish(path)
         try:
             self._table = self._open()
         except StoreDamaged as damage:
             self._mend(str(damage))
             self._table = self._open()
-        with contextlib.suppress(StoreFailed, StoreFull):  # whoever commits meets the same, and reports it
+        with contextlib.suppress(StoreFailed, StoreFull):  # a reader must not block a start; a disk that fails is met
             self._begin_log_anew()
 
     @property
@@ -185,7 +186,8 @@ class Store:
 
     def look(self) -> None:
         """Raise StoreFailed where a name no longer leads to the file that is open."""
-        self._moved = self._identify() != self._files
+        with self._translated("looking at the queue's files"):
+            self._moved = self._identify() != self._files
         if self._moved:
             raise StoreFailed(f"{self._path / FILE_NAME} or its log was moved or replaced while the relay had it open")
 
@@ -291,9 +293,9 @@ class Store:
         with self._translated(f"opening {file}"):
             table = self._open_table(self._path, bytes_max=self._bytes_max)
             table.add_schema()
-        for one in self._path.glob(FILE_NAME + "*"):
-            one.chmod(0o600)
-        self._files = self._identify()
+            for companion in ("", *salvage.COMPANIONS):
+                (self._path / f"{FILE_NAME}{companion}").chmod(0o600)
+            self._files = self._identify()
         return table
 
     def _begin_log_anew(self) -> None:

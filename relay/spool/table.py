@@ -180,9 +180,11 @@ def check_format(file: Path) -> None:
 
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours, at the one seam where they appear."""
+    """Turn SQLite's errors and the system's into ours, at the one seam where they appear."""
     try:
         yield
+    except OSError as exc:
+        raise StoreFailed(f"{doing}: {exc}") from exc
     except sqlite3.Error as exc:
         name = error_name(exc)
         if name == "SQLITE_FULL":

@@ -50,6 +50,11 @@ def test_a_queue_that_fills_its_disk_refuses_delivers_recovers_and_shrinks(
         wait_until("the disk is full", lambda: one.load.refused["503"] > 20, seconds=40)
         refused = {r.code for r in one.watch.since(began, one.watch.posts) if r.status == 503}
         assert refused <= {"queue_full"}  # the watcher's small posts may still find room
+        wait_until("not ready", lambda: one.daemon.admin("/readyz")[0] == 503, seconds=5)
+        told = time.monotonic()
+        time.sleep(2)
+        readies = {reply.status for reply in one.watch.since(told, one.watch.readies)}
+        assert readies == {503}, "readiness swings while the disk stays full"
         one.load.stop()
         full = used_bytes(disk)
         assert full > 64 << 20

@@ -309,6 +309,31 @@ async def test_a_request_during_a_salvage_is_told_to_come_again(disk: SpoolOnDis
         await until(lambda: spool.not_ready() is None)
 
 
+async def test_files_that_go_while_the_queue_is_opened_anew_end_neither_the_writer_nor_a_start(disk: SpoolOnDisk):
+    """As those do that were set aside, once somebody cleans up: here it is a name that leads nowhere."""
+    folder = disk.directory / "spool"
+    folder.mkdir()
+    (folder / f"{salvage.ASIDE_NAME}gone").symlink_to("nowhere")
+    async with disk.open() as spool:
+        (folder / FILE_NAME).unlink()
+        await until(lambda: (folder / FILE_NAME).exists() and spool.not_ready() is None)
+        await append(spool, record())
+        assert spool.writer_alive()
+
+
+async def test_a_folder_that_cannot_be_looked_at_is_a_failing_disk_until_it_can(disk: SpoolOnDisk):
+    folder = disk.directory / "spool"
+    async with disk.open() as spool:
+        await asyncio.to_thread(folder.rename, folder.with_name("away"))
+        folder.touch()  # what lies below is no folder: every look is an error of the system
+        await until(lambda: spool.not_ready() is not None)
+        assert spool.writer_alive()
+        folder.unlink()
+        await asyncio.to_thread(folder.with_name("away").rename, folder)
+        await until(lambda: spool.not_ready() is None)
+        await append(spool, record())
+
+
 @pytest.mark.parametrize("companion", ["-wal", "-shm"])
 async def test_a_log_removed_underneath_is_noticed_and_nothing_is_lost(disk: SpoolOnDisk, companion: str):
     given = [record(), record()]
