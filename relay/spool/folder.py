@@ -15,7 +15,8 @@ FOLDER_NAME: Final = "spool"
 """Inside `queue.directory`, which may be a volume's root with permissions that are not ours to change."""
 LOCK_NAME: Final = "lock"
 
-_MOUNTS: Final = Path("/proc/self/mountinfo")
+MOUNTS: Final = Path("/proc/self/mountinfo")
+"""What this process sees mounted, a line each (proc(5))."""
 NETWORK: Final = frozenset(
     {
         *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.s3fs"),
@@ -54,7 +55,7 @@ class Folder(msgspec.Struct, frozen=True):
         return Space(free_bytes=found.f_bavail * found.f_frsize, size_bytes=found.f_blocks * found.f_frsize)
 
 
-def hold(directory: Path) -> Folder:
+def hold(directory: Path, mounts: Path = MOUNTS) -> Folder:
     """Make the folder where it is absent and lock it.
 
     Raises SpoolLocked where another process holds it, SpoolUnfit on a network file system, SpoolError where it cannot
@@ -62,7 +63,7 @@ def hold(directory: Path) -> Folder:
     """
     path = directory / FOLDER_NAME
     try:
-        kind = file_system_of(nearest(directory))
+        kind = file_system_of(nearest(directory), mounts)
         if kind in NETWORK:
             raise SpoolUnfit(
                 f"queue.directory {directory} lies on a network file system ({kind}), where neither locks nor fsync "
@@ -93,11 +94,11 @@ def holder_of(directory: Path) -> str | None:
     return None
 
 
-def file_system_of(path: Path) -> str:
+def file_system_of(path: Path, mounts: Path = MOUNTS) -> str:
     """Name the type of the file system that a path lies on, empty where the platform does not tell."""
     try:
         device = path.stat().st_dev
-        lines = _MOUNTS.read_text().splitlines()
+        lines = mounts.read_text().splitlines()
     except OSError:
         return ""
     wanted = f"{os.major(device)}:{os.minor(device)}"

@@ -156,7 +156,7 @@ _SCHEMA: Final = (
 
 
 def check_format(file: Path) -> None:
-    """Refuse a file that is another program's, or that a later release wrote, by its header alone; nothing is touched.
+    """Refuse a file that is another program's, or that a later release wrote; nothing is touched.
 
     SQLite keeps `user_version` at byte 60 and `application_id` at byte 68, big-endian (sqlite.org/fileformat2.html).
     A file that is no SQLite database at all passes: the folder is ours, so it was a queue before its disk failed it.
@@ -169,13 +169,24 @@ def check_format(file: Path) -> None:
     if not header.startswith(_MAGIC):
         return
     version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
-    if application not in (0, APPLICATION_ID):
+    if application != APPLICATION_ID and not (application == 0 and _may_become_ours(file)):
         raise SpoolForeign(f"{file} is not a queue of the relay; move it away, or name another queue.directory")
     if version > FORMAT:
         raise SpoolTooNew(
             f"{file} has format {version}, this release reads up to {FORMAT}; run the newer release again, "
             "or let it drain the queue first. Nothing was touched."
         )
+
+
+def _may_become_ours(file: Path) -> bool:
+    """Tell what a crash left of our first start from another program's tables, persist-queue's own among them."""
+    with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+        try:
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(queue_default)")}
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        except sqlite3.DatabaseError:
+            return True  # damaged, and then as good as ours
+    return tables <= {"queue_default", "sqlite_sequence"} and (not columns or "lane" in columns)
 
 
 @contextlib.contextmanager

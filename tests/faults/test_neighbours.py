@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon.harness import RELAY, CountingUpstream, Daemon
+from daemon.harness import RELAY, CountingUpstream, Daemon, running, wait_until
 from faults.mounts import needs_root, tmpfs
 from faults.rig import Row, trial
 
-from relay.spool.table import FILE_NAME, WAL_BYTES_MAX
+from relay.spool.table import FILE_NAME, FORMAT, WAL_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,35 @@ def test_a_folder_that_cannot_be_written_is_named_and_exits_1(tmp_path: Path) ->
     assert str(disk) in daemon.log
     assert "Read-only file system" in daemon.log
     assert "Traceback" not in daemon.log
+
+
+@needs_root
+@pytest.mark.root
+def test_a_folder_in_memory_is_announced_in_the_log_the_status_and_a_metric(tmp_path: Path) -> None:
+    with (
+        CountingUpstream() as upstream,
+        tmpfs(tmp_path / "queue", 128 << 20),
+        running(Daemon(tmp_path, upstream.url)) as daemon,
+    ):
+        wait_until("the log says so", lambda: '"queue_is_volatile"' in daemon.log)
+        assert daemon.status().queue.volatile
+        assert daemon.metrics().total("queue_volatile") == 1
+
+
+def test_a_queue_that_a_later_release_wrote_exits_2_and_is_not_touched(tmp_path: Path) -> None:
+    file = tmp_path / "queue" / "spool" / FILE_NAME
+    with CountingUpstream() as upstream:
+        with running(Daemon(tmp_path, upstream.url)):
+            pass
+        with sqlite3.connect(file) as connection:
+            connection.execute(f"PRAGMA user_version={FORMAT + 1}")
+        connection.close()
+        before = {one.name: one.read_bytes() for one in file.parent.glob(FILE_NAME + "*")}
+        daemon = Daemon(tmp_path, upstream.url).start()
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 2
+    assert "run the newer release again" in daemon.log
+    assert {one.name: one.read_bytes() for one in file.parent.glob(FILE_NAME + "*")} == before
 
 
 def test_a_second_opener_that_holds_the_database_s_lock_delays_but_loses_nothing(

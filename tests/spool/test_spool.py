@@ -8,6 +8,7 @@ import os
 import random
 import sqlite3
 import stat
+from typing import TYPE_CHECKING
 
 import pytest
 from spool.disk import NOW_MS, SpoolOnDisk, append, check_books, record, take_all, until
@@ -19,12 +20,16 @@ from relay.errors import (
     SpoolForeign,
     SpoolLocked,
     SpoolTooNew,
+    SpoolUnfit,
     StoreFailed,
     StoreFull,
 )
 from relay.spool import Verdict
 from relay.spool.folder import hold, holder_of
 from relay.spool.store import APPLICATION_ID, FILE_NAME, FORMAT, Changes, Row, Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def test_what_was_appended_comes_out_byte_for_byte_in_order(disk: SpoolOnDisk):
@@ -480,6 +485,62 @@ async def test_a_file_of_somebody_else_is_refused_and_not_touched(disk: SpoolOnD
         async with disk.open():
             pass
     assert file.read_bytes() == before
+
+
+def make_plain(file: Path, columns: str) -> None:
+    """Make a file as persist-queue makes one that nobody has marked."""
+    file.parent.mkdir()
+    with sqlite3.connect(file) as connection:
+        connection.execute(f"CREATE TABLE queue_default (_id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})")
+        connection.execute("INSERT INTO queue_default DEFAULT VALUES")
+    connection.close()
+
+
+@pytest.mark.parametrize("columns", ["data BLOB, timestamp FLOAT", "page TEXT"], ids=["persist-queue's own", "a diary"])
+async def test_a_file_that_nobody_has_marked_and_that_is_not_ours_is_refused_and_not_touched(
+    disk: SpoolOnDisk, columns: str
+):
+    file = disk.directory / "spool" / FILE_NAME
+    make_plain(file, columns)
+    before = file.read_bytes()
+    with pytest.raises(SpoolForeign):
+        async with disk.open():
+            pass
+    assert file.read_bytes() == before
+    assert {one.name for one in file.parent.iterdir()} == {FILE_NAME, "lock"}
+
+
+async def test_a_file_of_the_format_before_is_brought_to_ours_with_what_it_holds(disk: SpoolOnDisk):
+    """Format 0 is what a crash leaves between persist-queue's table and our tables beside it."""
+    given = record(events=2)
+    async with disk.open() as spool:
+        await append(spool, given)
+    file = disk.directory / "spool" / FILE_NAME
+    with sqlite3.connect(file) as connection:
+        for statement in ("DROP TABLE meta", "DROP TABLE lanes", "DROP TABLE dead_letters", "DROP INDEX chunks"):
+            connection.execute(statement)
+        connection.execute("PRAGMA application_id=0")
+        connection.execute("PRAGMA user_version=0")
+    connection.close()
+    async with disk.open() as spool:
+        await until(lambda: not spool.stats().recovering)
+        assert await take_all(spool) == [given.text]
+    header = file.read_bytes()[:100]
+    assert (header[60:64], header[68:72]) == (FORMAT.to_bytes(4, "big"), APPLICATION_ID.to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "cifs"])
+def test_a_network_file_system_is_refused_before_anything_is_made(tmp_path: Path, kind: str):
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"22 1 {os.major(device)}:{os.minor(device)} / / rw,relatime - {kind} server:/export rw\n")
+    with pytest.raises(SpoolUnfit, match=f"network file system \\({kind}\\)"):
+        hold(tmp_path / "queue", mounts)
+    assert not (tmp_path / "queue").exists()
+    mounts.write_text(mounts.read_text().replace(kind, "tmpfs"))
+    folder = hold(tmp_path / "queue", mounts)
+    assert folder.volatile
+    folder.close()
 
 
 def test_the_file_says_what_it_is(tmp_path):
