@@ -110,11 +110,13 @@ class Upstream:
         client_cert_file: str = "",
         client_key_file: str = "",
         stall_seconds_max: float = STALL_SECONDS_MAX,
+        answer_body_seconds_max: float = ANSWER_BODY_SECONDS_MAX,
     ) -> None:
         self.timeout_seconds = timeout_seconds
         self._url = url
         self._connect_seconds_max = connect_seconds_max
         self._stall_seconds_max = stall_seconds_max
+        self._answer_body_seconds_max = answer_body_seconds_max
         self._proxy = proxy or None
         self._ca_file = ca_file
         self._client_cert_file = client_cert_file
@@ -179,7 +181,7 @@ class Upstream:
                     trace_request_ctx=progress,
                 ) as response,
             ):
-                return await _read(response)
+                return await _read(response, self._answer_body_seconds_max)
         except (TimeoutError, aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as exc:
             return _translate(exc, progress)
 
@@ -222,11 +224,11 @@ def _tracing() -> aiohttp.TraceConfig:
     return tracing
 
 
-async def _read(response: aiohttp.ClientResponse) -> Response:
+async def _read(response: aiohttp.ClientResponse, seconds_max: float) -> Response:
     """Take the status and the first bytes of the body; the connection is kept only if that was all of it."""
     body, complete = bytearray(), False
     try:
-        async with asyncio.timeout(ANSWER_BODY_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             while len(body) <= ANSWER_BYTES_MAX:
                 piece = await response.content.read(ANSWER_BYTES_MAX + 1 - len(body))
                 if not piece:

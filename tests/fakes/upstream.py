@@ -173,6 +173,9 @@ class ScriptedUpstream:
             await asyncio.sleep(3600)
         elif fault == "trickle":
             await self._trickle(writer)
+        elif fault == "slow_body":
+            writer.write(answer(202, YES_BODY[:6], length=len(YES_BODY)))
+            await asyncio.sleep(3600)
         elif fault == "reset_after":
             reset(writer)
         else:

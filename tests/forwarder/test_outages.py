@@ -280,6 +280,20 @@ def test_an_answer_that_makes_no_sense_shuts_the_gate_and_risks_one_chunk_a_minu
     run_virtually(main())
 
 
+def test_a_probe_of_what_was_never_sent_is_a_single_chunk_too():
+    async def main():
+        async with bench(FakePoster(lambda _: Response(404))) as b:
+            await b.put("a")
+            await asyncio.sleep(1)
+            for name in ("long-name", "b", "other-long-name"):
+                await b.put(name, key="other")
+            await asyncio.sleep(300)
+            assert ["b"] in [post.names for post in b.poster.posts]
+            assert all(len(post.names) == 1 for post in b.poster.posts)
+
+    run_virtually(main())
+
+
 def test_a_lone_failing_batch_does_not_hold_up_a_fresh_one():
     async def main():
         loop = asyncio.get_running_loop()

@@ -116,6 +116,22 @@ async def test_a_yes_cut_short_is_incomplete():
     assert attempt.answer == Response(202, YES_BODY[:6], complete=False)
 
 
+async def test_a_status_whose_body_does_not_follow_is_taken_without_it_and_frees_its_place():
+    began = time.monotonic()
+    async with (
+        ScriptedUpstream(lambda _: "slow_body") as fake,
+        client(fake.url, answer_body_seconds_max=0.2) as upstream,
+    ):
+        attempt = await upstream.post(BODY, HEADERS, seconds_max=20)
+    assert attempt.answer == Response(202, YES_BODY[:6], complete=False)
+    assert time.monotonic() - began < 5
+
+
+async def test_a_connection_whose_answer_was_not_read_to_its_end_is_not_used_again():
+    _, fake = await once(lambda at: "yes" if at else "huge", posts=2)
+    assert (fake.requests, fake.connections) == (2, 2)
+
+
 async def test_a_refusal_that_comes_before_the_body_was_read_counts():
     attempt, _ = await once(lambda _: "early_413", b"x" * 1000)
     assert attempt.answer == Response(413, b"too big")
