@@ -62,7 +62,7 @@ url = "http://127.0.0.1:{upstream}/v1/log_event"
 [admin]
 address = "127.0.0.1:{admin}"
 [log]
-level = "warning"
+level = "error"
 """
 
 
@@ -145,9 +145,10 @@ def upstream_events(port: int) -> int:
         return int(json.load(answer)["events"])
 
 
-def load(port: int, events: int, seconds: float, connections: int) -> dict[str, float]:
-    argv = [sys.executable, str(HERE / "load.py"), "send", "--port", str(port), "--events", str(events)]
-    argv += ["--seconds", str(seconds), "--connections", str(connections), "--cpu", "1"]
+def load(port: int, events: int, **wanted: float) -> dict[str, float]:
+    """Send a load from the other CPU; `wanted` as load.py has its options."""
+    argv = [sys.executable, str(HERE / "load.py"), "send", "--port", str(port), "--events", str(events), "--cpu", "1"]
+    argv += [text for name, value in wanted.items() for text in (f"--{name}", str(value))]
     result = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
     if result["refused"] or result["broken"]:
         sys.exit(f"{result['refused']} requests were refused and {result['broken']} connections broke: no figures")
@@ -161,11 +162,11 @@ def measure(name: str, events: int, seconds: float, connections: int) -> Row:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, running(counting, upstream, 1):
         argv = servers()[name](Path(folder), port, upstream)
         with running(argv, port, 0) as server:
-            load(port, events, 0.5, connections)  # warm up
+            load(port, events, seconds=0.5, connections=connections)  # warm up
             time.sleep(0.5)
             cpu, wrote = cpu_seconds(server.pid), written_bytes(server.pid)
             before = upstream_events(upstream)
-            result = load(port, events, seconds, connections)
+            result = load(port, events, seconds=seconds, connections=connections)
             if name == "relay":
                 wait_delivered(upstream, before + int(result["accepted_events"]))
             cpu, wrote = cpu_seconds(server.pid) - cpu, written_bytes(server.pid) - wrote
@@ -180,6 +181,19 @@ def measure(name: str, events: int, seconds: float, connections: int) -> Row:
                 wrote / accepted,
                 resident_mb(server.pid),
             )
+
+
+def pace(seconds: float) -> tuple[float, float]:
+    """Answer times in ms, p50 and p99, of a relay that gets 500 requests of 10 events a second."""
+    port, upstream = free_port(), free_port()
+    counting = [sys.executable, str(HERE / "load.py"), "count", "--port", str(upstream)]
+    with (
+        tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
+        running(counting, upstream, 1),
+        running(relay(Path(folder), port, upstream), port, 0),
+    ):
+        result = load(port, 10, seconds=seconds, rate=500)
+        return result["p50_ms"], result["p99_ms"]
 
 
 def wait_delivered(upstream: int, wanted: int) -> None:
@@ -257,10 +271,14 @@ def main() -> None:
                 found.append(measure(name, events, given.seconds, given.connections))
         rows += [median_row(found) for found in runs.values()]
     show(rows)
+    paced = [pace(given.seconds) for _ in range(given.runs)]
+    p50, p99 = (statistics.median(times) for times in zip(*paced, strict=True))
+    print(f"500 requests/s of 10 events: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
     for size in (4_096, 65_536):
         rates = [(our_disk(size, 400), bare_disk(size, 400)) for _ in range(given.runs)]
         share = statistics.median(ours / bare for ours, bare in rates)
-        print(f"commit of {size:,} bytes: {share:.2f} of a bare append and fdatasync")
+        took = statistics.median(1e3 / bare for _, bare in rates)
+        print(f"commit of {size:,} bytes: {share:.2f} of a bare append and fdatasync, which takes {took:.2f} ms")
 
 
 if __name__ == "__main__":

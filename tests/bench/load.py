@@ -1,6 +1,8 @@
 """A closed-loop load generator and a counting upstream, cheap enough not to be what is measured.
 
 python load.py send --port 9463 --events 10 --seconds 5 --connections 64     prints one JSON object
+python load.py send --port 9463 --events 10 --seconds 5 --rate 500           times count from when each is due
+python load.py send --port 9463 --events 100 --requests 10000                so many and no more
 python load.py count --port 9999                                            serves until it is ended
 """
 
@@ -70,10 +72,17 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.send()
+        self.send_when_due()
+
+    def send_when_due(self) -> None:
+        now = time.perf_counter()
+        self.sent_at = self.run.next_due(now)
+        if self.sent_at > now:
+            asyncio.get_running_loop().call_later(self.sent_at - now, self.send)
+        else:
+            self.send()
 
     def send(self) -> None:
-        self.sent_at = time.perf_counter()
         self.transport.write(self.run.next_request())
 
     def data_received(self, data: bytes) -> None:
@@ -86,7 +95,7 @@ class Client(asyncio.Protocol):
             return
         self.answer = b""
         if self.run.answered(head[9:12], time.perf_counter() - self.sent_at):
-            self.send()
+            self.send_when_due()
         else:
             self.transport.close()
 
@@ -95,18 +104,29 @@ class Client(asyncio.Protocol):
 
 
 class Run:
-    """A load of so many seconds, and what came of it."""
+    """A load of so many seconds or requests, as fast as answers come or at a rate, and what came of it."""
 
-    def __init__(self, events: int, seconds: float, connections: int) -> None:
+    def __init__(self, events: int, seconds: float, connections: int, *, requests_max: int, rate: float) -> None:
         self.events = events
+        self.requests_left = requests_max or 1 << 62
+        self.rate = rate
+        self.due = 0
         self.pool = requests(events)
         self.turn = 0
         self.began = time.perf_counter()
-        self.until = self.began + seconds
+        self.until = self.began + (seconds if not requests_max else 3600)
         self.open = connections
         self.times: list[float] = []
         self.accepted = self.refused = self.broken = 0
         self.ended = asyncio.get_running_loop().create_future()
+
+    def next_due(self, now: float) -> float:
+        """When the next request is to be sent; at a rate, whether or not the last one was answered in time."""
+        self.requests_left -= 1
+        if not self.rate:
+            return now
+        self.due += 1
+        return self.began + self.due / self.rate
 
     def next_request(self) -> bytes:
         self.turn = (self.turn + 1) % len(self.pool)
@@ -118,7 +138,7 @@ class Run:
             self.accepted += 1
         else:
             self.refused += 1
-        return time.perf_counter() < self.until
+        return time.perf_counter() < self.until and self.requests_left > 0
 
     def closed(self, exc: BaseException | None) -> None:
         self.broken += exc is not None
@@ -140,11 +160,11 @@ class Run:
         }
 
 
-async def send(port: int, events: int, seconds: float, connections: int) -> None:
-    run = Run(events, seconds, connections)
+async def send(given: argparse.Namespace) -> None:
+    run = Run(given.events, given.seconds, given.connections, requests_max=given.requests, rate=given.rate)
     loop = asyncio.get_running_loop()
-    for _ in range(connections):
-        await loop.create_connection(lambda: Client(run), "127.0.0.1", port)
+    for _ in range(given.connections):
+        await loop.create_connection(lambda: Client(run), "127.0.0.1", given.port)
     await run.ended
     print(json.dumps(run.result()))
 
@@ -195,13 +215,13 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=0, help="end after so many; 0: after --seconds")
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second over all connections; 0: no pace")
     parser.add_argument("--cpu", type=int, default=None)
     given = parser.parse_args()
     if given.cpu is not None:
         os.sched_setaffinity(0, {given.cpu})
-    job = (
-        count(given.port) if given.job == "count" else send(given.port, given.events, given.seconds, given.connections)
-    )
+    job = count(given.port) if given.job == "count" else send(given)
     try:
         import uvloop
     except ImportError:
