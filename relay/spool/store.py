@@ -20,6 +20,7 @@ from relay.spool.table import (
     APPLICATION_ID,
     FILE_NAME,
     FORMAT,
+    LOCK_SECONDS,
     PAGE_BYTES,
     READ_ROWS_MAX,
     WAL_BYTES_MAX,
@@ -92,10 +93,12 @@ class DeadTotals(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Pages of the file: in use, and free for the next rows."""
+    """What the queue takes: pages of the file, in use and free for the next rows, and its log."""
 
     used_bytes: int
+    """With what the log has beyond its share: while somebody reads on and on, SQLite cannot begin it anew."""
     free_bytes: int
+    log_bytes: int = 0
 
 
 class Changes(msgspec.Struct):
@@ -147,6 +150,7 @@ class Store:
         self._reading = threading.Lock()
         self._damaged = self._moved = False
         self._files: list[tuple[int, int] | None] = []
+        """What is open; empty where nothing is."""
         check_format(path / FILE_NAME)
         with translated("completing a salvage that was cut off"):
             salvage.finish(path)
@@ -170,8 +174,12 @@ class Store:
         same ids; a chunk of which only the index entry is left comes back without bytes, for `decode` to refuse.
         """
         with self._reading:
+            if self._files:
+                with contextlib.suppress(StoreFailed):  # whatever else failed, it may have been moved too
+                    self.look()
             if self._moved:
                 self._mend("the file was moved or removed underneath", source=self._table.writer)
+            self._files, self._moved = [], False  # nothing is open: should what follows fail, what was saved stays
             with contextlib.suppress(sqlite3.Error):
                 self._table.close()
             if self._damaged:
@@ -181,7 +189,7 @@ class Store:
             except StoreDamaged as damage:
                 self._mend(str(damage))
                 self._table = self._open()
-            self._damaged = self._moved = False
+            self._damaged = False
             self._begin_log_anew()
 
     def look(self) -> None:
@@ -228,7 +236,11 @@ class Store:
         with self._translated("counting pages"):
             (pages,) = self._table.writer.execute("PRAGMA page_count").fetchone()
             (free,) = self._table.writer.execute("PRAGMA freelist_count").fetchone()
-        return Usage(used_bytes=(pages - free) * PAGE_BYTES, free_bytes=free * PAGE_BYTES)
+        log_bytes = 0
+        with contextlib.suppress(FileNotFoundError):  # `look` tells of that
+            log_bytes = (self._path / f"{FILE_NAME}-wal").stat().st_size
+        used_bytes = (pages - free) * PAGE_BYTES + max(0, log_bytes - WAL_BYTES_MAX)
+        return Usage(used_bytes=used_bytes, free_bytes=free * PAGE_BYTES, log_bytes=log_bytes)
 
     def give_back(self, pages: int) -> None:
         """Return some free pages to the file system; for the committing thread."""
@@ -243,6 +255,15 @@ class Store:
         """
         with self._translated("emptying the log"):
             self._table.writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def cut_log(self) -> None:
+        """Empty the log and cut it to nothing, unless somebody reads it: then it stays, and nobody waits."""
+        with self._translated("cutting the log"):
+            self._table.writer.execute("PRAGMA busy_timeout=0")
+            try:
+                self._table.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._table.writer.execute(f"PRAGMA busy_timeout={LOCK_SECONDS * 1000:.0f}")
 
     def last_id(self) -> int:
         """The highest id ever given, 0 in a new file."""

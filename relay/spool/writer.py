@@ -22,6 +22,7 @@ from relay.spool import Ref, Verdict
 from relay.spool.folder import Space
 from relay.spool.record import Record, encode
 from relay.spool.store import Changes, Entry, Grave, Row, Store, Usage
+from relay.spool.table import WAL_BYTES_MAX
 
 if TYPE_CHECKING:
     import asyncio
@@ -306,7 +307,7 @@ class Writer:
             usage, space = self._store.usage(), self._space()
             self._measured_at = now
         else:  # what was deleted meanwhile counts at the next look
-            usage = Usage(used_bytes=usage.used_bytes + stored, free_bytes=usage.free_bytes)
+            usage = msgspec.structs.replace(usage, used_bytes=usage.used_bytes + stored)
         self._measured = usage, space
         return usage, space
 
@@ -405,6 +406,9 @@ class Writer:
             return
         usage, space = self._measured
         scarce = space.free_bytes < self._spare_bytes
+        if idle and usage.log_bytes > WAL_BYTES_MAX:
+            with contextlib.suppress(SpoolError):
+                self._store.cut_log()
         due = idle or scarce or self.beat - self._shrunk_at > BEAT_SECONDS
         if due and usage.free_bytes > (0 if scarce else SHRINK_FROM_BYTES):
             self._shrunk_at, self._idle_seconds = self.beat, SHRINK_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from spool.disk import SpoolOnDisk, append, check_books, record, take_all, until
 
-from relay.errors import DiskFailing, SpoolError, StoreFull
+from relay.errors import DiskFailing, SpoolError, StoreFailed, StoreFull
 from relay.spool import Verdict, salvage
-from relay.spool.store import FILE_NAME, Store
+from relay.spool.store import FILE_NAME, Changes, Store
 from relay.spool.table import PAGE_BYTES, ChunkTable
 
 if TYPE_CHECKING:
@@ -307,6 +308,53 @@ async def test_a_request_during_a_salvage_is_told_to_come_again(disk: SpoolOnDis
         with pytest.raises(DiskFailing, match="until it recovers"):
             await append(spool, record())
         await until(lambda: spool.not_ready() is None)
+
+
+async def test_a_salvaged_file_that_cannot_be_opened_at_once_is_opened_later_and_not_salvaged_again(disk: SpoolOnDisk):
+    given = make_chunks()
+    refusals: list[str] = []
+
+    class Stubborn(ChunkTable):
+        def add_schema(self) -> None:
+            if self.db_file_name == FILE_NAME and refusals:
+                raise sqlite3.OperationalError(refusals.pop())
+            super().add_schema()
+
+    def store(path: Path, *, bytes_max: int) -> Store:
+        return Store(path, bytes_max=bytes_max, open_table=Stubborn)
+
+    async with disk.open(make_store=store, chunk_events_max=1) as spool:
+        await append(spool, *[record(text=text) for text in given])
+        refusals += ["disk I/O error"] * 2
+        (disk.directory / "spool" / FILE_NAME).unlink()
+        await until(lambda: not refusals and spool.not_ready() is None)
+        await append(spool, record())
+    async with disk.open() as spool:
+        assert lost(given, await settle_all(spool)) == 0
+
+
+async def test_a_commit_that_fails_of_a_file_that_was_moved_is_salvaged_all_the_same(disk: SpoolOnDisk):
+    given = record()
+    failing = [False]
+
+    class Failing(Store):
+        def commit(self, changes: Changes) -> None:
+            if failing.pop():
+                raise StoreFailed("disk I/O error")
+            failing.append(False)
+            super().commit(changes)
+
+    async with disk.open(make_store=Failing) as spool:
+        await append(spool, given)
+        for file in (disk.directory / "spool").glob(FILE_NAME + "*"):
+            file.unlink()
+        failing[:] = [False, True]
+        with contextlib.suppress(DiskFailing):
+            await append(spool, record())
+        await until(lambda: spool.not_ready() is None)
+    async with disk.open() as spool:
+        await until(lambda: not spool.stats().recovering)
+        assert given.text in await take_all(spool)
 
 
 async def test_files_that_go_while_the_queue_is_opened_anew_end_neither_the_writer_nor_a_start(disk: SpoolOnDisk):

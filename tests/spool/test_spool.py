@@ -248,6 +248,33 @@ async def test_a_full_queue_refuses_new_events_and_takes_them_again_once_it_drai
         await append(spool, record())
 
 
+async def test_a_log_that_somebody_reads_on_and_on_counts_and_is_cut_when_he_ends(disk: SpoolOnDisk):
+    """What is delivered at once takes no room in the file, yet SQLite writes all of it to the log, and on behind it."""
+    bytes_max = 40 << 20
+    folder = disk.directory / "spool"
+
+    def on_disk() -> int:
+        return sum(file.stat().st_size for file in folder.iterdir())
+
+    async with disk.open(bytes_max=bytes_max) as spool:
+        await append(spool, record())
+        other = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
+        other.execute("BEGIN")
+        other.execute("SELECT COUNT(*) FROM queue_default").fetchall()
+
+        async def load() -> None:
+            for _ in range(300):
+                await append(spool, record(text=os.urandom(400_000)))
+                await take_all(spool)
+
+        with pytest.raises(QueueFull):
+            await load()
+        assert on_disk() < bytes_max + (12 << 20)
+        other.close()
+        await until(lambda: on_disk() < bytes_max // 2 and spool.not_ready() is None)
+        await append(spool, record())
+
+
 async def test_a_disk_at_its_floor_refuses_new_events(disk: SpoolOnDisk):
     async with disk.open(disk_free_bytes_min=1 << 60) as spool:
         with pytest.raises(QueueFull, match="disk_free_bytes_min"):
