@@ -25,22 +25,24 @@ if TYPE_CHECKING:
 
 CHUNKS, EVENTS_PER_CHUNK, CHUNKS_PER_COMMIT = 100_000, 10, 2_000
 STARTS = 3
+LANES, LANE_CHUNKS = 1_000, 20_000
+LANE_BYTES_MAX = 8_192
 FIRST_ANSWER_SECONDS_MAX = 1.0
 RESIDENT_BYTES_MAX = 80 * 1000 * 1000
 
 
-def fill(directory: Path) -> None:
-    """Lay a backlog on disk with the relay's own store; its rows differ in their ids alone, for speed."""
+def fill(directory: Path, *, chunks: int = CHUNKS, lanes: int = 1) -> None:
+    """Lay a backlog on disk with the relay's own store; its rows differ in their ids and lanes alone, for speed."""
     folder = hold(directory)
     store = Store(folder.path, bytes_max=8 << 30)
     now_ms = time.time_ns() // 1_000_000
     text = b",".join(make_event("backlog", number) for number in range(EVENTS_PER_CHUNK))
     record = Record("secret-test", b"", b"", text, EVENTS_PER_CHUNK, now_ms, None)
     row = encode(record)
-    for start in range(1, CHUNKS + 1, CHUNKS_PER_COMMIT):
+    store.commit(Changes(lanes=[(1, "secret-test"), *((lane, f"secret-{lane}") for lane in range(2, lanes + 1))]))
+    for start in range(1, chunks + 1, CHUNKS_PER_COMMIT):
         ids = range(start, start + CHUNKS_PER_COMMIT)
-        rows = [Row(number, 1, EVENTS_PER_CHUNK, now_ms, row) for number in ids]
-        store.commit(Changes(lanes=[(1, "secret-test")] if start == 1 else [], rows=rows))
+        store.commit(Changes(rows=[Row(number, number % lanes + 1, EVENTS_PER_CHUNK, now_ms, row) for number in ids]))
     store.close()
     folder.close()
 
@@ -135,3 +137,29 @@ def test_a_million_queued_events_are_delivered_each_once_in_full_batches(
     )
     assert got["events"] == total
     assert got["requests"] <= total / 1000 * 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_thousand_lanes_take_little_more_memory_than_one_with_the_same_events(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    resident, used, requests = {}, {}, {}
+    for lanes in (1, LANES):
+        folder = tmp_path / str(lanes)
+        fill(folder / "queue", chunks=LANE_CHUNKS, lanes=lanes)
+        with counter() as url, running(Daemon(folder, url)) as daemon:
+            daemon.wait_counted()
+            daemon.wait_drained(100)
+            resident[lanes], used[lanes] = daemon.resident_bytes(), cpu_seconds(daemon)
+            got = sums(url)
+            assert got is not None
+            assert got["events"] == LANE_CHUNKS * EVENTS_PER_CHUNK
+            requests[lanes] = got["requests"]
+    more = resident[LANES] - resident[1]
+    figure(
+        f"{LANE_CHUNKS * EVENTS_PER_CHUNK:,} events of {LANES:,} keys instead of one: {more / 1e6:+.1f} MB, "
+        f"{requests[LANES]:,} requests instead of {requests[1]:,}, {used[LANES]:.1f} s of CPU instead of {used[1]:.1f}"
+    )
+    assert more < LANES * LANE_BYTES_MAX
+    assert requests[LANES] <= LANES * 1.1, "what a lane has goes in one batch, but for the first while the index loads"
