@@ -34,12 +34,16 @@ def test_what_fits_to_the_byte_is_let_in_and_a_byte_more_is_not() -> None:
         one.check(left + 1)
 
 
-def test_what_is_on_its_way_to_the_disk_counts() -> None:
-    one = room(free=FLOOR + 10)
-    one.check(10)
+@pytest.mark.parametrize(
+    ("one", "why"),
+    [(room(free=FLOOR + 63), "disk_free_bytes_min"), (room(capacity=64), "the queue is full")],
+    ids=["on the disk", "in the queue"],
+)
+def test_what_is_on_its_way_to_the_disk_counts(one: Room, why: str) -> None:
+    one.check(63)
     one.pending_bytes = 1
-    with pytest.raises(QueueFull, match="disk_free_bytes_min"):
-        one.check(10)
+    with pytest.raises(QueueFull, match=why):
+        one.check(63)
 
 
 def test_it_is_not_ready_below_a_usual_request_and_not_again_until_there_is_ample_room() -> None:

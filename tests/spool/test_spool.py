@@ -393,6 +393,38 @@ async def test_rows_of_a_commit_that_failed_after_the_fact_are_found_and_counted
         assert await take_all(spool) == [doubtful.text, kept.text]
 
 
+async def test_a_lane_whose_first_commit_failed_has_its_key_after_a_restart(disk: SpoolOnDisk):
+    async with disk.open(make_store=failing({1: StoreFailed("disk I/O error")})) as spool:
+        with pytest.raises(DiskFailing):
+            await append(spool, record("secret-b"))
+        await until(lambda: spool.not_ready() is None)
+        await append(spool, record("secret-b"))
+    async with disk.open() as spool:
+        await until(lambda: not spool.stats().recovering)
+        assert [(lane.key, lane.paused) for lane in spool.lanes()] == [("secret-b", False)]
+
+
+async def test_after_a_failure_nothing_is_stored_behind_the_old_log_not_even_while_somebody_reads_it(
+    disk: SpoolOnDisk,
+):
+    log = disk.directory / "spool" / f"{FILE_NAME}-wal"
+    async with disk.open(make_store=failing({6: StoreFailed("fsync")})) as spool:
+        for _ in range(5):
+            await append(spool, record(text=os.urandom(100_000)))
+        other = sqlite3.connect(disk.directory / "spool" / FILE_NAME, isolation_level=None)
+        other.execute("BEGIN")
+        other.execute("SELECT COUNT(*) FROM queue_default").fetchall()
+        with pytest.raises(DiskFailing):
+            await append(spool, record())
+        await asyncio.sleep(2)
+        assert "another process is reading it" in (spool.not_ready() or "")
+        assert log.stat().st_size > 500_000
+        other.close()
+        await until(lambda: spool.not_ready() is None)
+        assert log.stat().st_size < 50_000, "what was stored before is in the file, and the log is a new one"
+        await append(spool, record())
+
+
 async def test_deletes_that_failed_are_done_by_a_later_commit(disk: SpoolOnDisk):
     async with disk.open(make_store=failing({2: StoreFailed("disk I/O error")})) as spool:
         await append(spool, record())
@@ -610,7 +642,10 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
     table = store._table
     pragmas = {
         name: table.writer.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("journal_mode", "synchronous", "secure_delete", "auto_vacuum", "max_page_count", "page_size")
+        for name in (
+            *("journal_mode", "synchronous", "secure_delete", "auto_vacuum", "max_page_count", "page_size"),
+            "journal_size_limit",
+        )
     }
     assert pragmas == {
         "journal_mode": "wal",
@@ -619,6 +654,7 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
         "auto_vacuum": 2,
         "max_page_count": (64 - 32) << 8,
         "page_size": 4096,
+        "journal_size_limit": 16 << 20,
     }
     columns = [row[1] for row in table.reader.execute("PRAGMA table_info(queue_default)")]
     assert columns == ["_id", "timestamp", "lane", "events", "bytes", "data"]
