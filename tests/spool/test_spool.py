@@ -27,6 +27,7 @@ from relay.errors import (
 from relay.spool import Verdict
 from relay.spool.folder import hold, holder_of
 from relay.spool.store import APPLICATION_ID, FILE_NAME, FORMAT, Changes, Row, Store
+from relay.spool.writer import COMMIT_BYTES_MAX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -482,6 +483,22 @@ async def test_a_slow_disk_is_answered_at_the_deadline_and_says_what_is_known(di
         assert spool.stats().enqueued_events == 2
 
 
+async def test_a_commit_takes_so_many_bytes_of_what_waits_and_leaves_the_rest_to_the_next(disk: SpoolOnDisk):
+    sizes: list[int] = []
+
+    class Weighing(Store):
+        def commit(self, changes: Changes) -> None:
+            sizes.append(sum(len(row.data) for row in changes.rows))
+            super().commit(changes)
+
+    async with disk.open(make_store=Weighing) as spool:
+        noise = [record(f"key-{at % 4}", text=os.urandom(500_000)) for at in range(60)]
+        await asyncio.gather(*[append(spool, one, seconds=20) for one in noise])
+        assert sum(sizes) > 60 * 500_000
+        assert max(sizes) <= COMMIT_BYTES_MAX
+        assert max(sizes) > 4 * 500_000, "too little waited at once to prove anything"
+
+
 async def test_a_client_that_goes_away_leaves_the_books_in_order(disk: SpoolOnDisk):
     async with disk.open(make_store=SlowStore) as spool:
         task = asyncio.create_task(append(spool, record()))
@@ -669,13 +686,22 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
 
 async def test_the_file_shrinks_on_disk_after_a_backlog_though_nothing_comes_in_any_more(disk: SpoolOnDisk):
     file = disk.directory / "spool" / FILE_NAME
-    async with disk.open() as spool:
+    steps: list[int] = []
+
+    class Counting(Store):
+        def give_back(self, pages: int) -> None:
+            before = self.usage().free_bytes
+            super().give_back(pages)
+            steps.append(before - self.usage().free_bytes)
+
+    async with disk.open(make_store=Counting) as spool:
         for _ in range(100):
             await append(spool, record(text=os.urandom(480_000).hex().encode()))
         await until(lambda: file.stat().st_size > 40 << 20)
         full = file.stat().st_size
         await take_all(spool)
         await until(lambda: file.stat().st_size < full - (3 << 20))
+    assert max(steps) <= 1 << 20, "an append would wait too long behind a larger step"
 
 
 async def test_a_disk_that_the_queue_itself_has_filled_to_the_floor_is_used_again_once_it_drained(disk: SpoolOnDisk):
