@@ -181,7 +181,7 @@ class Daemon:
         assert self._spool is not None
         left = self._spool.stats().events
         _log.info("stopped", undelivered_events=left)
-        await asyncio.to_thread(_tell_supervisor, f"{left} events are queued on disk; the next start delivers them\n")
+        await asyncio.to_thread(_tell_supervisor, self._stop.last_word(left))
 
     async def _drain(self, forwarder: Forwarder) -> None:
         """Deliver what can be delivered in time while apps still post; then close the front door."""

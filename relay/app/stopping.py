@@ -47,6 +47,11 @@ class Stop:
             _log.critical("cannot_go_on", error=str(failure))
         self.asked.set()
 
+    def last_word(self, undelivered_events: int) -> str:
+        """Tell the supervisor what is left, and why it came to an end where nobody asked for one."""
+        why = "" if self.failure is None else f"could not go on: {self.failure}; "
+        return f"{why}{undelivered_events} events are queued on disk; the next start delivers them\n"
+
     async def unless_hurried(self, waiting: Awaitable[object]) -> bool:
         """Wait for something, but not past the second signal; False where that cut it short."""
         work = asyncio.ensure_future(waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 import time
 from pathlib import Path
@@ -176,10 +177,17 @@ def test_a_disk_that_stays_broken_ends_the_process_with_a_last_word_and_the_next
     with trial(tmp_path, environment=faulty.environment, upstream_down=True) as one:
         one.load.wait_acked(100)
         faulty.set(Fault(write=errno.EIO, sync=errno.EIO))
+        began = time.monotonic()
         wait_until("the process gives up", lambda: not one.daemon.alive(), seconds=25)
         assert one.daemon.process is not None
         assert one.daemon.process.returncode == 1
-        assert '"cannot_go_on"' in one.daemon.log
+        readies = [reply.status for reply in one.watch.since(began + NOTICE_SECONDS, one.watch.readies)]
+        assert readies.count(503) > 50
+        assert set(readies) <= {503, 0}, "ready, or gone, but never ready again"
+        words = [json.loads(line) for line in one.daemon.log.splitlines()[-2:]]
+        assert [word["event"] for word in words] == ["cannot_go_on", "stopped"], one.daemon.log[-3000:]
+        assert "disk I/O error" in words[0]["error"]
+        assert words[1]["undelivered_events"] > 0
         faulty.heal()
         healed = time.monotonic()
         one.daemon.start().wait_ready()
