@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from relay.forwarder.batching import body_bytes
 from relay.forwarder.body import assemble, headers
 from relay.forwarder.delivery import Outcome, judge
 from relay.forwarder.settling import OFF_LOOP_BYTES_MIN
@@ -47,7 +46,8 @@ class Courier:
         """
         chunks = batch.chunks
         assert chunks, "read the chunks first"
-        if self._compression == "gzip" and body_bytes(chunks) < OFF_LOOP_BYTES_MIN:
+        stored_bytes = sum(len(chunk.body) for chunk in chunks)  # deflated ones only have to be put together
+        if self._compression == "gzip" and stored_bytes < OFF_LOOP_BYTES_MIN:
             body = assemble(chunks, self._compression)
         else:
             body = await asyncio.to_thread(assemble, chunks, self._compression)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 DEFAULT_LANE: Final = "default"
@@ -11,6 +12,7 @@ DEFAULT_LANE: Final = "default"
 _DIGITS: Final = 8
 
 
+@lru_cache(maxsize=1024)  # asked for several times a batch, for the same few keys
 def fingerprint(key: str) -> str:
     """Name an API key for logs, metrics, the status page and the command line; `default` for the empty key.
 
