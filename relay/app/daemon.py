@@ -98,7 +98,7 @@ class Daemon:
         """Events can be made durable now; upstream's health never matters."""
         if self._spool is None:
             return "the queue is still opening"
-        return "draining" if self._draining else self._spool.not_ready()
+        return "draining" if self._draining else self.live() or self._spool.not_ready()
 
     def started(self) -> str | None:
         """The listener answers, be it 503."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemon.harness import seeded, wait_until
+from daemon.harness import Daemon, envelope, make_event, post, seeded, wait_until
 from faults.injector import Fault
 from faults.rig import ANSWER_SECONDS_MAX, SLACK_SECONDS, Row, trial
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from faults.injector import FaultyDisk
     from faults.rig import Trial
 
+MORTAL = (sys.executable, str(Path(__file__).parent / "mortal_relay.py"))
 DEAF = (sys.executable, str(Path(__file__).parent / "deaf_relay.py"))
 NOTICE_SECONDS = 1.0
 """A commit under load has met the fault by then, and those who waited for it were told."""
@@ -122,6 +123,22 @@ def audit_deaf(tmp_path: Path, faulty: FaultyDisk) -> Audit:
         one.daemon.start().wait_ready()
         one.upstream.open()
         return one.audit()
+
+
+def test_a_writer_that_has_died_is_neither_live_nor_ready_and_acknowledges_nothing(tmp_path: Path) -> None:
+    settings = {"listen": {"answer_seconds_max": 1}}
+    daemon = Daemon(tmp_path, "http://127.0.0.1:9/v1/log_event", settings=settings, command=MORTAL)
+    try:
+        daemon.start().wait_ready()
+        assert daemon.admin("/livez")[0] == 200
+        began = time.monotonic()
+        assert post(daemon.url, envelope([make_event("any", 1)])).status == 503
+        assert time.monotonic() - began < 1 + SLACK_SECONDS
+        for path in ("/livez", "/readyz"):
+            status, text = daemon.admin(path)
+            assert (status, "has died" in text) == (503, True), path
+    finally:
+        daemon.kill9()
 
 
 @pytest.mark.slow
