@@ -229,7 +229,8 @@ def test_an_upstream_elsewhere_is_taken(url, address):
 
 
 def test_a_free_port_may_be_asked_for_twice():
-    load(None, {"RELAY_LISTEN__ADDRESS": "127.0.0.1:0", "RELAY_ADMIN__ADDRESS": "127.0.0.1:0"})
+    config = load(None, {"RELAY_LISTEN__ADDRESS": "127.0.0.1:0", "RELAY_ADMIN__ADDRESS": "127.0.0.1:0"})
+    assert config.listen.address == (config.admin.address,)
 
 
 def test_a_default_that_conflicts_says_that_it_is_one():

@@ -54,6 +54,7 @@ def test_a_big_one_among_small_ones_alone_is_let_in_however_large():
     memory = Memory(BUDGET)
     memory.reserve().set(SMALL)
     memory.reserve().set(2 * BUDGET)
+    assert memory.held_bytes == SMALL + 2 * BUDGET
 
 
 def test_what_is_refused_changes_nothing_and_what_shrinks_always_may():

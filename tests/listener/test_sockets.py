@@ -142,6 +142,7 @@ def test_ipv4_and_ipv6_share_a_port():
     sockets.bind([LOCAL])
     port = sockets.bound[0].getsockname()[1]
     sockets.bind([Address("::1", port, ipv6=True)])
+    assert [bound.getsockname()[:2] for bound in sockets.bound] == [("127.0.0.1", port), ("::1", port)]
     sockets.close()
 
 
