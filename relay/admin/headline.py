@@ -94,8 +94,9 @@ def _disk_low(snapshot: Snapshot, _: Trend) -> Headline | None:
     queue = snapshot.queue
     if queue.ready or queue.disk_free_bytes >= queue.disk_free_bytes_min:
         return None
-    lead = f"Disk low: {size(queue.disk_free_bytes)} free, {size(queue.disk_free_bytes_min)} must stay free."
-    return Headline("bad", lead, f"New events get 503. What is queued is {_safe(snapshot)}. Free some disk space.")
+    lead = "Disk low: new events are refused with 503."
+    room = f"{size(queue.disk_free_bytes)} free, {size(queue.disk_free_bytes_min)} must stay free."
+    return Headline("bad", lead, f"{room} What is queued is {_safe(snapshot)}. Free some disk space.")
 
 
 def _full(snapshot: Snapshot, trend: Trend) -> Headline | None:
@@ -104,17 +105,18 @@ def _full(snapshot: Snapshot, trend: Trend) -> Headline | None:
         return None
     why = _upstream_trouble(snapshot)
     pace = f"{_capital(why)}. {_next_try(snapshot)}" if why else f"Delivering {rate(trend.delivered_per_second)}."
-    lead = f"Full: {size(queue.bytes)} of {size(queue.capacity_bytes)} used."
-    return Headline("bad", lead, f"New events get 503 until there is room. {pace}".rstrip())
+    lead = "Full: new events are refused with 503."
+    room = f"{size(queue.bytes)} of {size(queue.capacity_bytes)} used, {_safe(snapshot)}."
+    return Headline("bad", lead, _join(room, pace))
 
 
 def _refusing(snapshot: Snapshot, _: Trend) -> Headline | None:
     queue = snapshot.queue
     if queue.ready:
         return None
-    lead = "Not accepting: events cannot be made durable now."
-    why = f"{_capital(queue.refusal).rstrip('.')}. " if queue.refusal else ""
-    return Headline("bad", lead, f"{why}New events get 503. The log says more.")
+    lead = "Not accepting: new events are refused with 503."
+    why = f"{_capital(queue.refusal).rstrip('.')}." if queue.refusal else "They cannot be made durable now."
+    return Headline("bad", lead, f"{why} The log says more.")
 
 
 def _recovering(snapshot: Snapshot, _: Trend) -> Headline | None:

@@ -185,31 +185,31 @@ TABLE = {
         snapshot(queue=queue(ready=False, events=9_000_000, bytes=GIB - MIB), forward=OUTAGE),
         FILLING,
         "bad",
-        "Full: 1 GiB of 1 GiB used. New events get 503 until there is room. Upstream answers 503. Next try in 9 s.",
+        (
+            "Full: new events are refused with 503. 1 GiB of 1 GiB used, safe on disk. "
+            "Upstream answers 503. Next try in 9 s."
+        ),
     ),
     "full while draining": (
         snapshot(queue=queue(ready=False, events=9_000_000, bytes=GIB)),
         DRAINING,
         "bad",
-        "Full: 1 GiB of 1 GiB used. New events get 503 until there is room. Delivering 3,512/s.",
+        "Full: new events are refused with 503. 1 GiB of 1 GiB used, safe on disk. Delivering 3,512/s.",
     ),
     "disk low": (
         snapshot(queue=queue(ready=False, disk_free_bytes=41 * MIB)),
         IDLE,
         "bad",
         (
-            "Disk low: 41 MiB free, 64 MiB must stay free. New events get 503. What is queued is safe on disk. "
-            "Free some disk space."
+            "Disk low: new events are refused with 503. 41 MiB free, 64 MiB must stay free. "
+            "What is queued is safe on disk. Free some disk space."
         ),
     ),
     "the disk fails": (
         snapshot(queue=queue(ready=False, refusal="the last commit failed: disk I/O error")),
         IDLE,
         "bad",
-        (
-            "Not accepting: events cannot be made durable now. The last commit failed: disk I/O error. "
-            "New events get 503. The log says more."
-        ),
+        ("Not accepting: new events are refused with 503. The last commit failed: disk I/O error. The log says more."),
     ),
     "starting": (
         snapshot(phase="starting", queue=queue(ready=False)),
