@@ -19,7 +19,7 @@ a new id, and its age begins again. A lane may be given another key: its chunks 
 that key from the next attempt on.
 
     spool      the face: admits, leases, keeps the books       writer     the thread that commits
-    room, books, index, paging, recent, graveyard: its parts   store      transactions and reads
+    room, books, index, paging, recent, mirror, graveyard: its parts      store  transactions and reads
     record     a chunk's bytes     folder   lock and fitness   table      the file's schema and settings
     letters    dead letters        reader   for tools          salvage    what to save of a damaged file
 """

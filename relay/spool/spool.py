@@ -26,19 +26,20 @@ from relay.spool import Chunk, LaneStats, Record, Ref, Stats, Verdict
 from relay.spool.books import Books
 from relay.spool.graveyard import Graveyard, Tally
 from relay.spool.index import Lane, Lanes
+from relay.spool.mirror import Mirror
 from relay.spool.paging import Pager
 from relay.spool.recent import Recent
 from relay.spool.record import decode
 from relay.spool.room import Room
-from relay.spool.store import Entry, Row, Store
 from relay.spool.waiting import Waiting
-from relay.spool.writer import Append, Done, Failed, Found, Heard, Job, Outcome, Writer
+from relay.spool.writer import Append, Done, Failed, Heard, Job, Outcome, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from relay.spool.folder import Folder
     from relay.spool.letters import Choice, DeadLetter
+    from relay.spool.store import Store
 
 T = TypeVar("T")
 
@@ -102,6 +103,7 @@ class DiskSpool:
             gave_up=self._give_up,
         )
         self._recent = Recent(RECENT_BYTES_MAX)
+        self._mirror = Mirror(self._lanes, self._books, self._recent, self._pager, tell=self._tell)
         self._wakers: list[Callable[[int], None]] = []
         self._failures = 0
         self._failing: SpoolError | None = None
@@ -369,7 +371,7 @@ class DiskSpool:
         elif isinstance(outcome, Failed):
             self._settle_failed(outcome)
         else:
-            self._settle_found(outcome)
+            self._mirror.add_found(outcome)
         # Two turns: one in which the answers go out, one in which what they bring in is read.
         self._loop.call_soon(self._loop.call_soon, self._writer.go_on)
 
@@ -380,13 +382,7 @@ class DiskSpool:
             self._pager.page_in()  # which a failing disk may have ended
         self._failures, self._failing = 0, None
         self._room.used_bytes, self._room.space = done.usage.used_bytes, done.space
-        born = {ref.id for _, refs in done.jobs for ref in refs}
-        woken = {row.lane for row in done.rows if row.id not in born and self._take_in(row)}
-        for ref in done.acks:
-            self._lanes[ref.lane].settle(ref)
-            self._books.acked += ref.events
-        for job, refs in done.jobs:
-            self._settle_job(job, refs)
+        woken = self._mirror.apply(done)
         for append in done.appends:
             self._waiting.answer(append, None)
         if done.appends:
@@ -394,53 +390,6 @@ class DiskSpool:
         for lane in woken:
             self._tell(lane)
         self._graveyard.keep_within_bound()
-
-    def _take_in(self, row: Row) -> bool:
-        """Count a chunk that an append brought; True where it can be leased now."""
-        self._books.enqueued += row.events
-        if row.dead is not None:
-            self._books.died(self._lanes[row.lane], row.dead.reason, events=row.events, size=len(row.data))
-            self._pager.pass_by(row.id)
-            return False
-        self._recent.add(row.id, row.lane, row.data)
-        return self._pager.add(Entry(row.id, row.lane, row.events, len(row.data), row.accepted_at_ms))
-
-    def _settle_found(self, found: Found) -> None:
-        for entry in found.entries:
-            self._books.recovered += entry.events
-            if self._pager.add(entry):
-                self._tell(entry.lane)
-
-    def _settle_job(self, job: Job, made: list[Ref]) -> None:
-        for ref in job.settled:
-            self._lanes[ref.lane].settle(ref)
-        for ref, verdict in job.graves:
-            self._lanes[ref.lane].settle(ref)
-            self._recent.forget(ref.id)
-            self._books.died(self._lanes[ref.lane], verdict.reason, events=ref.events, size=ref.bytes)
-        for letter in job.revived:
-            self._books.replayed(self._lanes[letter.lane], letter)
-        for letter in job.dropped:
-            self._books.dropped_dead(self._lanes[letter.lane], letter, job.drop_reason)
-        self._take_made(made, leased=not job.revived)
-        for lane, paused in job.paused:
-            self._lanes[lane].paused = paused
-            self._tell(lane)
-        for lane, key in job.rekeyed:
-            self._lanes.rekey(self._lanes[lane], key)
-        if not job.future.done():
-            job.future.set_result(made)
-
-    def _take_made(self, refs: list[Ref], *, leased: bool) -> None:
-        """Count in what a job has made: the parts of a chunk, born leased, or dead letters that live again."""
-        for ref in refs:
-            if leased:
-                self._lanes[ref.lane].adopt(ref)
-                self._pager.pass_by(ref.id)
-            else:
-                self._pager.add(Entry(ref.id, ref.lane, ref.events, ref.bytes, ref.accepted_at_ms))
-        for lane in set() if leased else {ref.lane for ref in refs}:
-            self._tell(lane)
 
     def _settle_failed(self, failed: Failed) -> None:
         full = isinstance(failed.error, StoreFull)
