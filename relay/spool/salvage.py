@@ -274,9 +274,21 @@ def _is_chunk(row: tuple[Any, ...]) -> bool:
 
 
 def _new_table(folder: Path, open_table: Callable[..., ChunkTable], name: str = FILLING_NAME) -> ChunkTable:
+    _make_for_the_owner(folder, name)
     table = open_table(folder, bytes_max=_BYTES_MAX, name=name)
     table.add_schema()
     return table
+
+
+def _make_for_the_owner(folder: Path, name: str) -> None:
+    """Make an empty file that is the folder's owner's alone: root may mend what another user's relay has to open."""
+    owner = folder.stat()
+    descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def _swap(folder: Path) -> str:

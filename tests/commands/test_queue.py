@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 A, B = fingerprint("secret-a"), fingerprint("secret-b")
 REJECTED = Verdict("rejected", "no such project", 400, 1)
+NOBODY = 65534
 
 
 def file_of(folder: Path) -> Path:
@@ -240,6 +241,22 @@ def test_a_damaged_file_is_named_with_its_cure_and_repaired(tmp_path: Path):
     assert 190 < mended["chunks"] < 200
     assert (file.parent / mended["aside"]).exists()
     assert len(call(config, "queue", "export", code=1).lines) == mended["chunks"]
+
+
+def test_a_repaired_file_is_its_owner_s_alone(tmp_path: Path):
+    lay(tmp_path, record())
+    call(settings(tmp_path), "queue", "repair", "--force")
+    assert stat.S_IMODE(file_of(tmp_path).stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can do it in another user's place")
+def test_a_queue_that_root_repairs_still_belongs_to_the_relay_s_user(tmp_path: Path):
+    lay(tmp_path, record())
+    folder = file_of(tmp_path).parent
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, NOBODY, NOBODY)
+    call(settings(tmp_path), "queue", "repair", "--force")
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in folder.iterdir()} == {(NOBODY, NOBODY)}
 
 
 def test_a_sound_file_is_not_repaired(tmp_path: Path):
