@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
     """Run the command that `argv` (default: this process's arguments) names, and give the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _call(words, commands)
+        module, arguments = parse(words, commands)
+        code = module.run(arguments)
         sys.stdout.flush()
     except ConfigError as error:
         return _fail(OPERATOR_NEEDED, error.problems)
@@ -124,18 +125,19 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
     return code
 
 
-def _call(words: Sequence[str], commands: Sequence[Command]) -> int:
+def parse(words: Sequence[str], commands: Sequence[Command] = COMMANDS) -> tuple[CommandModule, argparse.Namespace]:
+    """Find the command that `words` call, and its options; raises SystemExit where they are not understood."""
     parser, subparsers = _build_parser(commands)
     wanted = next((word for word in words if not word.startswith("-")), None)
     command = next((command for command in commands if command.name == wanted), None)
     if command is None:
         parser.parse_args(words)  # answers --help, --version and misspelled commands, and exits
         parser.print_help(sys.stderr)
-        return OPERATOR_NEEDED
+        raise SystemExit(OPERATOR_NEEDED)
     module = cast("CommandModule", importlib.import_module(command.module))
     subparsers[command.name].description = module.HELP
     module.configure(subparsers[command.name])
-    return module.run(parser.parse_args(words))
+    return module, parser.parse_args(words)
 
 
 def _build_parser(

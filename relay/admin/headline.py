@@ -195,7 +195,8 @@ def _paused(snapshot: Snapshot, _: Trend) -> Headline | None:
     lanes = [lane for lane in snapshot.lanes if lane.state == "paused"]
     if not lanes:
         return None
-    rest = f"{_waiting(lanes)}, {_safe(snapshot)}. To let them go: relay queue resume."
+    which = lanes[0].fingerprint if len(lanes) == 1 else "LANE"
+    rest = f"{_waiting(lanes)}, {_safe(snapshot)}. To let them go: relay queue resume {which}."
     return Headline("warn", f"Paused: an operator holds {_keys(lanes)}.", rest)
 
 

@@ -173,7 +173,10 @@ TABLE = {
         snapshot(queue=queue(events=34), lanes=(lane(state="paused", oldest_age_seconds=9_000),)),
         IDLE,
         "warn",
-        "Paused: an operator holds the key 8f3a21bc. 34 events wait, safe on disk. To let them go: relay queue resume.",
+        (
+            "Paused: an operator holds the key 8f3a21bc. 34 events wait, safe on disk. "
+            "To let them go: relay queue resume 8f3a21bc."
+        ),
     ),
     "nearly full": (
         snapshot(queue=queue(events=9, bytes=930 * MIB), lanes=(lane(),)),

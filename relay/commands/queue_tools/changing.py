@@ -1,4 +1,4 @@
-"""`relay queue pause`, `resume` and `rekey`: an operator's hand on a lane."""
+"""`relay queue`'s pause, resume and rekey: an operator's hand on a lane."""
 
 from __future__ import annotations
 

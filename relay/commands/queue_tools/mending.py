@@ -124,7 +124,7 @@ def _print(folder: Path, mended: salvage.Mended) -> None:
     if mended.keyless_lanes:
         print(
             f"{count(mended.keyless_lanes)} lanes have lost their key and are paused: `relay queue lanes`, then "
-            "`relay queue rekey` and `relay queue resume`."
+            "`relay queue rekey LANE` and `relay queue resume LANE`."
         )
     print(f"The old file is {folder / mended.aside}; delete it when you need it no more.")
 
