@@ -83,9 +83,9 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Size(
             "Database, write-ahead log and dead letters together; full is 503. In a pod: at most 75 % of the volume",
-            16 * MIB,
+            64 * MIB,
             16 * TIB,
-            because="the write-ahead log needs room beside the events",
+            because="32MiB of it are kept for the write-ahead log",
         ),
     ] = GIB
     disk_free_bytes_min: Annotated[

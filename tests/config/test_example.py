@@ -39,7 +39,7 @@ def test_what_is_printed_loads_as_the_same_settings(tmp_path, explain):
         "RELAY_LISTEN__ADDRESS": "unix:/run/a b.sock,0.0.0.0:9463",
         "RELAY_LISTEN__CORS_ORIGINS": "http://localhost:3000",
         "RELAY_QUEUE__DIRECTORY": 'C:\\"x"/ü',
-        "RELAY_QUEUE__BYTES_MAX": "16777217",
+        "RELAY_QUEUE__BYTES_MAX": "67108865",
         "RELAY_QUEUE__AGE_MAX": "36h",
         "RELAY_UPSTREAM__API_KEY_FILE": "/run/key",
         "RELAY_UPSTREAM__RETRY_SECONDS_MIN": "0.125",

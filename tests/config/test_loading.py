@@ -135,8 +135,8 @@ def test_variables_that_kubernetes_makes_for_a_service_called_relay_are_left_alo
     [
         ('queue.bytes_max = "lots"', 'queue.bytes_max = "lots": is not a size'),
         ("queue.bytes_max = true", "queue.bytes_max = true: is not a size"),
-        ('queue.bytes_max = "1MiB"', 'queue.bytes_max = "1MiB": must be 16MiB to 16TiB'),
-        ("queue.bytes_max = -1", "queue.bytes_max = -1: must be 16MiB"),
+        ('queue.bytes_max = "1MiB"', 'queue.bytes_max = "1MiB": must be 64MiB to 16TiB'),
+        ("queue.bytes_max = -1", "queue.bytes_max = -1: must be 64MiB"),
         ("queue.age_max = nan", "queue.age_max = NaN: must be 1s to 3650d"),
         ("queue.age_max = inf", "queue.age_max = Infinity: must be"),
         ("queue.age_max = 2024-01-01", 'queue.age_max = "2024-01-01": is not a duration'),

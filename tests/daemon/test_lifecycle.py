@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from daemon.harness import RELAY, Audit, CountingUpstream, Daemon, Load, envelope, make_event, post, running, wait_until
 
+from relay.config.kinds import Size
+from relay.config.settings import SETTINGS
+
 DRAIN_SECONDS_MAX = 2.0
 
 
@@ -125,6 +128,15 @@ def test_a_bad_setting_is_named_with_what_was_meant_and_exits_2(
     assert all(word in done.stderr for word in words), done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["relay.toml"], "a refused start leaves no trace"
+
+
+def test_the_smallest_queue_that_the_settings_allow_takes_events_and_delivers_them(tmp_path: Path) -> None:
+    size = SETTINGS["queue.bytes_max"]
+    assert isinstance(size, Size)
+    least = {"queue": {"bytes_max": size.at_least}}
+    with CountingUpstream() as upstream, running(Daemon(tmp_path, upstream.url, settings=least)) as daemon:
+        assert post(daemon.url, envelope([make_event("small", 1)])).accepted
+        daemon.wait_drained()
 
 
 def test_every_bad_setting_is_reported_at_once(tmp_path: Path) -> None:
