@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from relay import __version__, keyfile, systemd
-from relay.admin import AdminServer
+from relay.admin.server import AdminServer
 from relay.app import snapshot
 from relay.app.stopping import Stop
 from relay.control import ControlServer, Verbs

@@ -6,7 +6,7 @@ import pytest
 from admin.scenes import SCENES, history
 from aiohttp.test_utils import TestClient, TestServer
 
-from relay.admin import make_admin
+from relay.admin.server import make_admin
 from relay.observe import Observer, Snapshot
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from admin.scenes import SCENES, snapshot
 
-from relay.admin import AdminServer, Report
+from relay.admin import Report
+from relay.admin.server import AdminServer
 from relay.errors import RelayError
 
 PATHS = ("/", "/status", "/metrics", "/livez", "/readyz", "/startupz")

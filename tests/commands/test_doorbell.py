@@ -80,7 +80,7 @@ def test_a_command_that_is_not_called_is_not_imported(command_that):
     assert main(["ring"], commands=[broken, command_that("return 0")]) == 0
 
 
-@pytest.mark.parametrize("words", [["check-config"], ["--version"], ["--help"]])
+@pytest.mark.parametrize("words", [["check-config"], ["status", "--help"], ["--version"], ["--help"]])
 def test_a_short_command_loads_neither_server_nor_queue(words):
     code = (
         "import sys\nfrom relay.__main__ import main\n"
