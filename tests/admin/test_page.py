@@ -200,10 +200,12 @@ def serving(handler: type[Relay]) -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:  # a test that skips must not leave a thread that keeps the whole run from ending
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def browse(url: str) -> Reader:
