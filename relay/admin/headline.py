@@ -261,8 +261,7 @@ def _last_trouble(snapshot: Snapshot) -> AttemptNumbers | None:
 def _upstream_trouble(snapshot: Snapshot) -> str:
     """Why the host is being left alone, as a clause; empty where it is not."""
     forward = snapshot.forward
-    closed = forward.gate_limit == 0 and forward.gate_limit_max > 0
-    if not (closed or forward.backoff_seconds):
+    if not (forward.closed() or forward.backoff_seconds):
         return ""
     cause = _last_trouble(snapshot)
     return upstream_words(cause) if cause else "upstream fails"

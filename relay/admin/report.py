@@ -42,6 +42,8 @@ _LANE_STATES: Final[dict[LaneState, tuple[str, Tone]]] = {
     "parked": ("parked", "warn"),
     "paused": ("paused", "warn"),
 }
+_HELD_UP: Final[tuple[str, Tone]] = ("waiting for upstream", "warn")
+"""An active lane while the host's gate is closed: nothing is wrong with its key."""
 _STATES_GRAVEST_FIRST: Final = ("parked", "paused", "backing_off", "active")
 
 
@@ -132,7 +134,7 @@ def make_report(snapshot: Snapshot, trend: Trend, depth: Sequence[tuple[float, i
         title=_title(snapshot),
         facts=_facts(snapshot, trend),
         chart=_chart(depth),
-        lanes=_lanes(snapshot.lanes),
+        lanes=_lanes(snapshot),
         attempts=_attempts(snapshot.forward.attempts),
         dead_letters=_dead_letters(snapshot),
         footer=f"{clock(snapshot.now)} UTC · version {snapshot.version} · "
@@ -210,7 +212,7 @@ def _dead(snapshot: Snapshot) -> Fact:
 
 def _gate(snapshot: Snapshot) -> Fact:
     forward = snapshot.forward
-    if forward.gate_limit_max and not forward.gate_limit:
+    if forward.closed():
         wait = forward.next_try_in_seconds
         return Fact(
             label="Upstream",
@@ -261,20 +263,20 @@ def _chart(depth: Sequence[tuple[float, int]]) -> Chart:
     return Chart(line=line, area=area, top=count(top), description=description)
 
 
-def _lanes(lanes: Sequence[LaneNumbers]) -> Table:
-    order = sorted(lanes, key=lambda lane: (_STATES_GRAVEST_FIRST.index(lane.state), -lane.oldest_age_seconds))
+def _lanes(snapshot: Snapshot) -> Table:
+    order = sorted(snapshot.lanes, key=lambda lane: (_STATES_GRAVEST_FIRST.index(lane.state), -lane.oldest_age_seconds))
     more = len(order) - LANES_SHOWN_MAX
     return Table(
         name="Lanes",
         columns=_LANE_COLUMNS,
-        rows=tuple(_lane(lane) for lane in order[:LANES_SHOWN_MAX]),
+        rows=tuple(_lane(lane, closed=snapshot.forward.closed()) for lane in order[:LANES_SHOWN_MAX]),
         empty="No key has events waiting.",
         note=f"{count(more)} more, all later in this order." if more > 0 else "",
     )
 
 
-def _lane(lane: LaneNumbers) -> tuple[Cell, ...]:
-    state, tone = _LANE_STATES[lane.state]
+def _lane(lane: LaneNumbers, *, closed: bool) -> tuple[Cell, ...]:
+    state, tone = _HELD_UP if closed and lane.state == "active" else _LANE_STATES[lane.state]
     return (
         Cell(lane.fingerprint),
         Cell(state, tone),

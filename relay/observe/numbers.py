@@ -113,6 +113,10 @@ class ForwardNumbers(msgspec.Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptNumbers, ...] = ()
     """The last few, newest first."""
 
+    def closed(self) -> bool:
+        """Tell whether the host's gate lets nothing through; before it is known, it is not closed."""
+        return self.gate_limit == 0 and self.gate_limit_max > 0
+
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator may ask for, at `now`."""

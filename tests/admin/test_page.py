@@ -195,6 +195,16 @@ class MuteRelay(Relay):
     answers = False
 
 
+def states(name: str) -> list[tuple[str, str | None]]:
+    return [(row[1].text, row[1].tone) for row in scene(name).view.lanes.rows]
+
+
+def test_a_lane_that_only_upstream_holds_up_is_told_so_and_is_not_green():
+    assert states("backing off") == [("waiting for upstream", "warn")] * 3
+    assert states("catching up") == [("active", "good")] * 3
+    assert states("parked") == [("parked", "warn"), ("active", "good"), ("active", "good")]
+
+
 @contextmanager
 def serving(handler: type[Relay]) -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), handler)
