@@ -41,7 +41,7 @@ def test_a_stop_ends_in_its_time_and_loses_nothing(
     with CountingUpstream() as upstream:
         upstream.fail(503)
         daemon = Daemon(tmp_path, upstream.url, settings=settings)
-        load = Load(daemon.url, threads=2)
+        load = Load(daemon.url, threads=1)
         with running(daemon):
             while len(load.acked) < BACKLOG:
                 load.post_one()
@@ -64,6 +64,8 @@ def test_a_stop_ends_in_its_time_and_loses_nothing(
         undelivered = len(load.acked) - before_restart
         upstream.delay(0)
         with running(daemon):
+            daemon.wait_counted()  # only then is an empty queue one
+            assert daemon.metrics().total("queue_recovered_events_total") >= undelivered
             daemon.wait_drained()
         audit = Audit.of(load.acked, upstream.events)
     assert (audit.lost, audit.repeated) == (0, 0)
