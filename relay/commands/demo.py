@@ -18,7 +18,8 @@ import aiohttp
 
 from relay.commands import reference
 from relay.commands.child import Child, ChildFailed, free_ports
-from relay.commands.sink import Address, Received, Sink
+from relay.commands.sink import Received, Sink
+from relay.config import Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from relay.commands.witness import Unreadable, inflate, split_events
+from relay.config import Address, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ HELP = "a stand-in upstream for trying things out: answers like Statsig, prints 
 
 ADDRESS_DEFAULT: Final = "127.0.0.1:9465"
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
-PORT_MAX: Final = 65535
 STATUS_MIN, STATUS_MAX = 200, 599
 _EXAMPLE: Final = """\
 example: let three of ten requests fail, half a second late, and keep what arrives
@@ -41,16 +41,6 @@ class Failure(msgspec.Struct, frozen=True):
     def strikes(self, nth: int) -> bool:
         """Tell whether the nth request (from 1) is one that fails."""
         return int(nth * self.share + 1e-9) > int((nth - 1) * self.share + 1e-9)
-
-
-class Address(msgspec.Struct, frozen=True):
-    """A TCP address; port 0 stands for any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -102,7 +92,8 @@ class Sink:
         except OSError:
             await self.stop()
             raise
-        bound = Address(*self._runner.addresses[0][:2])
+        host, port = self._runner.addresses[0][:2]
+        bound = Address(host, port, ipv6=":" in host)
         return f"http://{bound}/v1/log_event"
 
     async def stop(self) -> None:
@@ -158,11 +149,15 @@ def one_line(event: bytes) -> bytes:
 
 
 def parse_address(text: str) -> Address:
-    """Split `host:port` or `[v6]:port`; the error says what is expected."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > PORT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no address: give host:port, for example {ADDRESS_DEFAULT}")
-    return Address(host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port))
+    """Read `host:port`, `[v6]:port` or `:port`, which is loopback; the error says what is expected."""
+    expected = argparse.ArgumentTypeError(f"{text!r} is no address: give host:port, for example {ADDRESS_DEFAULT}")
+    try:
+        address = values.parse_address(f"127.0.0.1{text}" if text.startswith(":") and text.count(":") == 1 else text)
+    except values.Unfit as exc:
+        raise expected from exc
+    if address.path:
+        raise expected
+    return address
 
 
 def parse_failure(text: str) -> Failure:

@@ -20,8 +20,9 @@ from daemon.harness import envelope, free_port, make_event, post, wait_until
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.commands.sink import Address, Failure, Received, Sink, one_line, parse_address, parse_delay, parse_failure
+from relay.commands.sink import Failure, Received, Sink, one_line, parse_address, parse_delay, parse_failure
 from relay.commands.witness import Unreadable, inflate, split_events
+from relay.config import Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,13 +163,19 @@ async def test_an_answer_waits_for_the_delay() -> None:
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("127.0.0.1:80", Address("127.0.0.1", 80)), ("[::1]:80", Address("::1", 80)), (":80", Address("127.0.0.1", 80))],
+    [
+        ("127.0.0.1:80", Address("127.0.0.1", 80)),
+        ("[::1]:80", Address("::1", 80, ipv6=True)),
+        (":80", Address("127.0.0.1", 80)),
+    ],
 )
 def test_an_address_is_read(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "80", "localhost", "localhost:http", "localhost:65536", "localhost:-1"])
+@pytest.mark.parametrize(
+    "text", ["", "80", "localhost", "localhost:http", "localhost:65536", "::1:80", "unix:/x"]
+)
 def test_a_wrong_address_says_what_is_expected(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="give host:port"):
         parse_address(text)

@@ -26,7 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay.admin.report import Report
 from relay.admin.server import SCRAPE_KEPT_SECONDS
-from relay.commands.sink import Address, Failure, Received, Sink
+from relay.commands.sink import Failure, Received, Sink
+from relay.config import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
