@@ -192,8 +192,12 @@ class Daemon:
         wait_until("the queue is counted", lambda: not self.status().queue.recovering)
 
     def wait_drained(self, seconds: float = 30.0) -> None:
-        """Wait until nothing is queued any more."""
-        wait_until("the queue is empty", lambda: self.queued() == 0, seconds=seconds)
+        """Wait until nothing is queued any more, of earlier lives neither."""
+        wait_until("the queue is empty", self._drained, seconds=seconds)
+
+    def _drained(self) -> bool:
+        queue = self.status().queue
+        return not queue.recovering and queue.events == 0
 
     def kill9(self) -> None:
         """End it as the out-of-memory killer does."""
