@@ -19,11 +19,15 @@ from commands.tools import Said, call, lay
 from daemon.harness import free_port
 from spool.disk import record
 
+from relay.commands.checkup.folder import judge_file_system, judge_sync
+from relay.spool.folder import hold
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 MEMORY = "/dev/shm"  # noqa: S108 – nothing is written there
 
 
@@ -50,8 +54,11 @@ class Upstream:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1/log_event"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
 
-    def speak_tls(self, certificate: Path) -> None:
+    def speak_tls(self, certificate: Path, wants: Path | None = None) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if wants is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(wants)
         context.load_cert_chain(certificate)
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.url = self.url.replace("http://127.0.0.1", "https://localhost")
@@ -130,18 +137,30 @@ def test_a_name_without_an_address_a_closed_port_and_a_port_that_is_no_http_are_
         assert found(call(config, "doctor", "--json", code=1), "TLS")["level"] == "fail"
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-def test_certificates_that_are_not_trusted_good_or_about_to_end_are_told_apart(tmp_path: Path, upstream: Upstream):
-    def certify(days: int) -> Path:
-        pem = tmp_path / f"{days}.pem"
-        words = "req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-        command = ["openssl", *words.split(), "-days", str(days), "-keyout", str(pem) + ".key", "-out", str(pem)]
-        subprocess.run(command, check=True, capture_output=True)
-        with pem.open("a") as both:
-            both.write((pem.parent / (pem.name + ".key")).read_text())
-        return pem
+def certify(folder: Path, days: int) -> Path:
+    """Make a certificate of localhost, with its key in the same file."""
+    pem = folder / f"{days}.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    command = ["openssl", *words.split(), "-days", str(days), "-keyout", str(pem) + ".key", "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True)
+    with pem.open("a") as both:
+        both.write((pem.parent / (pem.name + ".key")).read_text())
+    return pem
 
-    pem = certify(3)
+
+@needs_openssl
+def test_the_client_s_certificate_is_shown_to_an_upstream_that_wants_one(tmp_path: Path, upstream: Upstream):
+    pem = certify(tmp_path, days=90)
+    upstream.speak_tls(pem, wants=pem)
+    trusting = f"ca_file = {json.dumps(str(pem))}\n"
+    ours = "".join(f"{key} = {json.dumps(str(pem))}\n" for key in ("client_cert_file", "client_key_file"))
+    assert found(call(write(tmp_path, upstream.url, trusting), "doctor", "--json", code=1), "HTTP")["level"] == "fail"
+    assert found(call(write(tmp_path, upstream.url, trusting + ours), "doctor", "--json"), "clock")["level"] == "ok"
+
+
+@needs_openssl
+def test_certificates_that_are_not_trusted_good_or_about_to_end_are_told_apart(tmp_path: Path, upstream: Upstream):
+    pem = certify(tmp_path, days=3)
     upstream.speak_tls(pem)
     config = write(tmp_path, upstream.url)
     wrong = found(call(config, "doctor", "--json", code=1), "TLS")
@@ -157,6 +176,34 @@ def test_a_full_disk_to_come_and_one_that_is_full_are_told_apart(tmp_path: Path,
     assert found(call(config, "doctor", "--json"), "space")["level"] == "warn"
     config = write(tmp_path, upstream.url, queue="disk_free_bytes_min = '1TiB'")
     assert found(call(config, "doctor", "--json", code=1), "space")["level"] == "fail"
+
+
+def test_what_must_stay_free_and_what_the_queue_has_already_count_towards_a_full_disk(
+    tmp_path: Path, upstream: Upstream
+):
+    lay(tmp_path, record())
+    free = shutil.disk_usage(tmp_path).free
+    roomy = f"bytes_max = {free // 2}\n"
+    space = found(call(write(tmp_path, upstream.url, queue=roomy), "doctor", "--json"), "space")
+    assert space["level"] == "ok"
+    assert "the queue has 0 B" not in space["text"]
+    config = write(tmp_path, upstream.url, queue=roomy + f"disk_free_bytes_min = {free * 3 // 4}")
+    assert found(call(config, "doctor", "--json"), "space")["level"] == "warn"
+
+
+@pytest.mark.parametrize(("kind", "level"), [("ext4", "ok"), ("nfs4", "fail"), ("tmpfs", "warn"), ("", "ok")])
+def test_a_file_system_is_judged_by_what_it_promises(tmp_path: Path, kind: str, level: str):
+    finding = judge_file_system(kind, tmp_path)
+    assert (finding.level, bool(finding.cure)) == (level, level != "ok")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "level"),
+    [([0.001, 0.002, 0.3], "ok"), ([0.2, 0.2, 0.2], "warn"), ([0.001, 0.001, 6.0], "fail"), ([5.5] * 3, "fail")],
+)
+def test_a_disk_is_judged_by_its_usual_and_by_its_worst_sync(seconds: list[float], level: str):
+    finding = judge_sync(seconds)
+    assert (finding.level, bool(finding.cure)) == (level, level != "ok")
 
 
 def test_key_files_that_are_missing_empty_or_everybody_s_are_told_apart(tmp_path: Path, upstream: Upstream):
@@ -175,6 +222,31 @@ def test_key_files_that_are_missing_empty_or_everybody_s_are_told_apart(tmp_path
     assert (good["level"], "secret-key" in json.dumps(good)) == ("ok", False)
     keys.chmod(0o644)
     assert finding()["level"] == "warn"
+
+
+@pytest.mark.parametrize("setting", ["listen.api_keys_allowed_file", "upstream.client_key_file"])
+def test_every_secret_that_everybody_may_read_is_found(tmp_path: Path, upstream: Upstream, setting: str):
+    secret = tmp_path / "secret"
+    secret.write_text("secret-key\n")
+    section, key = setting.split(".")
+    lines = [f"{key} = {json.dumps(str(secret))}"]
+    if section == "upstream":
+        lines.append(f"client_cert_file = {json.dumps(str(secret))}")
+    config = write(tmp_path, upstream.url)
+    config.write_text(config.read_text() + f"\n[{section}]\n" * (section != "upstream") + "\n".join(lines) + "\n")
+    for mode, level in ((0o644, "warn"), (0o600, "ok")):
+        secret.chmod(mode)
+        assert found(call(config, "doctor", "--json"), setting)["level"] == level
+
+
+def test_the_relay_that_holds_the_queue_is_named(tmp_path: Path, upstream: Upstream):
+    config = write(tmp_path, upstream.url)
+    assert "no relay runs" in found(call(config, "doctor", "--json"), "lock")["text"]
+    folder = hold(tmp_path / "queue")
+    try:
+        assert f"held by process {os.getpid()}" in found(call(config, "doctor", "--json"), "lock")["text"]
+    finally:
+        folder.close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

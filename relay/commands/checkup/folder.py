@@ -31,7 +31,7 @@ def check_folder(config: Config) -> Iterator[Finding]:
     directory = config.queue.directory
     base = nearest(directory)
     yield from _rights(directory, base)
-    yield _file_system(base)
+    yield judge_file_system(file_system_of(base), base)
     yield _holder(directory)
     yield _sync(directory / FOLDER_NAME if (directory / FOLDER_NAME).is_dir() else base)
     yield _space(config, base)
@@ -66,8 +66,8 @@ def _rights(directory: Path, base: Path) -> Iterator[Finding]:
         yield ok("folder", f"{folder} is its owner's alone")
 
 
-def _file_system(base: Path) -> Finding:
-    kind = file_system_of(base)
+def judge_file_system(kind: str, base: Path) -> Finding:
+    """Say whether a file system of this type keeps the promise; pure."""
     if kind in NETWORK:
         return fail(
             "file system",
@@ -104,6 +104,11 @@ def _sync(folder: Path) -> Finding:
                 seconds.append(time.perf_counter() - began)
     except OSError as exc:
         return fail("fsync", f"{folder} cannot be written: {exc.strerror}", "see to the disk, or its permissions")
+    return judge_sync(seconds)
+
+
+def judge_sync(seconds: list[float]) -> Finding:
+    """Say whether apps can wait for a disk that takes so long to sync a commit; pure."""
     usual, worst = statistics.median(seconds), max(seconds)
     text = f"{usual * 1000:.1f} ms usually, {worst * 1000:.1f} ms at worst, of {SYNCS} writes of {size(SYNC_BYTES)}"
     if worst > UNUSABLE_SECONDS:
