@@ -173,9 +173,7 @@ def test_an_address_is_read(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize(
-    "text", ["", "80", "localhost", "localhost:http", "localhost:65536", "::1:80", "unix:/x"]
-)
+@pytest.mark.parametrize("text", ["", "80", "localhost", "localhost:http", "localhost:65536", "::1:80", "unix:/x"])
 def test_a_wrong_address_says_what_is_expected(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="give host:port"):
         parse_address(text)
