@@ -158,10 +158,14 @@ def test_beside_a_relay_a_purge_is_counted_as_dropped_and_survives_kill_9(tmp_pa
 
 def test_the_bound_on_dead_letters_evicts_the_oldest_and_counts_them(tmp_path: Path):
     with CountingUpstream() as upstream:
-        upstream.fail(400)
         daemon = Daemon(tmp_path, upstream.url, settings={"queue": {"dead_letter_bytes_max": "2KiB"}})
         with running(daemon):
             for number in range(20):
+                if number % 5 == 0:  # one is taken now and then: an upstream that refuses all it is sent is tried less
+                    upstream.heal()
+                    assert post(daemon.url, envelope([make_event("good", number)])).accepted
+                    upstream.wait_events(number // 5 + 1)
+                    upstream.fail(400)
                 assert post(daemon.url, envelope([make_event("many", number)])).accepted
                 wait_until("it died", lambda n=number: _dead_lettered(daemon) == n + 1)
             wait_until("some are gone", lambda: daemon.status().queue.dropped_events.get("evicted", 0) > 5)
