@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -87,6 +91,24 @@ def test_without_a_relay_a_replay_queues_the_letters_and_a_purge_drops_them(conf
     call(config, "queue", "verify")
 
 
+@pytest.mark.parametrize("verb", [("replay",), ("purge", "--yes")], ids=["replay", "purge"])
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("2",), [1, 3]),
+        (("--lane", A), [3]),
+        (("--reason", "rejected"), [2]),
+        (("--lane", A, "--reason", "rejected"), [2, 3]),
+        (("1", "--lane", B), [1, 2, 3]),
+        (("--all", "--older-than", "36500d"), [1, 2, 3]),
+    ],
+)
+def test_what_was_not_chosen_stays(config: Path, verb: tuple, words: tuple, left: list):
+    (done,) = call(config, "dlq", *verb, *words, "--json").lines
+    assert done["chunks"] == 3 - len(left)
+    assert [letter["id"] for letter in call(config, "dlq", "list", "--json").lines] == left
+
+
 @pytest.mark.parametrize("verb", ["replay", "purge"])
 def test_nothing_is_done_to_all_letters_by_omission(config: Path, verb: str):
     assert "--all" in call(config, "dlq", verb, code=1).err
@@ -104,6 +126,21 @@ def test_letters_that_are_not_there_are_named_and_the_others_done(config: Path, 
 def test_a_purge_asks_first_and_where_nobody_can_be_asked_wants_yes(config: Path):
     assert "--yes" in call(config, "dlq", "purge", "--all", code=1).err
     assert len(call(config, "dlq", "list", "--json").lines) == 3
+
+
+@pytest.mark.parametrize(("typed", "left"), [("y", 0), ("n", 3), ("", 3)])
+def test_a_purge_does_what_the_person_it_asks_says(config: Path, typed: str, left: int):
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, f"{typed}\n".encode())
+        command = [sys.executable, "-m", "relay", "dlq", "purge", "--all", "--config", str(config)]
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=30, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Drop 111 events in 3 dead letters for good?" in done.stderr
+    assert done.returncode == bool(left)
+    assert len(call(config, "dlq", "list", "--json").lines) == left
 
 
 def test_a_misspelled_age_lane_or_reason_does_nothing_and_says_so(config: Path):

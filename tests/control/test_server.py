@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from spool.disk import SpoolOnDisk, append, check_books, record, until
+from spool.disk import NOW_MS, SpoolOnDisk, append, check_books, record, until
 
 from relay.control import (
     Bounds,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from relay.control.protocol import Request
     from relay.spool.spool import DiskSpool
 
+SERVED_AT_MS = 2_000_000_000_000
 BOUNDS = Bounds(bytes_max=1 << 28, lanes_max=8, dead_letter_bytes_max=1 << 28)
 A, B = fingerprint("secret-a"), fingerprint("secret-b")
 
@@ -60,7 +61,7 @@ class Delivery:
 async def serving(disk: SpoolOnDisk) -> AsyncIterator[tuple[DiskSpool, Delivery]]:
     async with disk.open() as spool:
         delivery = Delivery()
-        verbs = Verbs(spool, delivery=delivery, standings=dict, now_ms=lambda: 2_000_000_000_000)
+        verbs = Verbs(spool, delivery=delivery, standings=dict, now_ms=lambda: SERVED_AT_MS)
         server = ControlServer(disk.directory / "spool", verbs)
         await server.open()
         try:
@@ -134,8 +135,9 @@ async def test_letters_are_replayed_and_purged_by_what_was_asked(disk: SpoolOnDi
         await bury(spool, "expired", record("secret-b", events=3))
         assert await call(disk, Replay(Letters(lane=B, reason="rejected"))) == Done()
         assert await call(disk, Replay(Letters(lane=A))) == Done(1, 2)
-        assert await call(disk, Purge(Letters(older_than_seconds=1e12))) == Done()
-        assert await call(disk, Purge(Letters(older_than_seconds=1.0))) == Done(1, 3)
+        dead_for_seconds = (SERVED_AT_MS - NOW_MS) / 1000
+        assert await call(disk, Purge(Letters(older_than_seconds=dead_for_seconds + 1))) == Done()
+        assert await call(disk, Purge(Letters(older_than_seconds=dead_for_seconds - 1))) == Done(1, 3)
         assert spool.stats().dead_events == 0
         check_books(spool)
 
