@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from relay.config import Address
 
 NAME = "status"
-HELP = "Say how a running relay is doing: the sentence and the numbers of its status page."
+HELP = "say how a running relay is doing: the sentence and the numbers of its status page"
 
 WATCH_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 5.0
