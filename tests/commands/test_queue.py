@@ -60,6 +60,13 @@ def test_stats_count_what_is_queued_and_what_is_dead(tmp_path: Path):
     assert "2 lanes" in words
 
 
+def test_the_oldest_event_of_all_lanes_is_the_one_whose_age_is_told(tmp_path: Path):
+    now_ms = int(time.time() * 1000)
+    lay(tmp_path, record("secret-a", accepted_at_ms=now_ms - 3_600_000), record("secret-b", accepted_at_ms=now_ms))
+    (found,) = call(settings(tmp_path), "queue", "stats", "--json").lines
+    assert 3600 <= found["oldest_age_seconds"] < 3660
+
+
 def test_lanes_are_listed_by_fingerprint_never_by_key(tmp_path: Path):
     lay(tmp_path, record("secret-a", events=2), record("", events=1))
     said = call(settings(tmp_path), "queue", "lanes", "--json")
