@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,6 +119,12 @@ def test_an_export_gives_every_event_s_bytes_on_a_line_of_its_own(tmp_path: Path
     assert "2 events in 1 chunks" in said.err
 
 
+def test_an_export_of_one_lane_leaves_the_others_out(tmp_path: Path):
+    lay(tmp_path, record("secret-a", events=2), record("secret-b", events=3))
+    lines = call(settings(tmp_path), "queue", "export", "--lane", B).lines
+    assert [line["lane"] for line in lines] == [B] * 3
+
+
 def test_an_export_of_bodies_gives_requests_that_can_be_posted_again(tmp_path: Path):
     given = record("secret-a", events=3, envelope=b'"user":{"userID":"u"},"statsigMetadata":{}')
     lay(tmp_path, given)
@@ -204,6 +211,24 @@ def test_verify_finds_what_is_wrong_with_a_chunk_and_ends_with_1(tmp_path: Path,
     said = call(settings(tmp_path), "queue", "verify", code=1)
     assert words in said.out
     assert "1 problems" in said.out
+
+
+def test_verify_finds_a_text_that_is_not_what_was_accepted_though_its_row_is_whole(tmp_path: Path):
+    lay(tmp_path, record())
+    with sqlite3.connect(file_of(tmp_path)) as connection:
+        ((row,),) = connection.execute("SELECT data FROM queue_default").fetchall()
+        rest = row[4:8] + bytes(4) + row[12:]  # the text's checksum is lost, the row's is made anew
+        connection.execute("UPDATE queue_default SET data = ?", (zlib.crc32(rest).to_bytes(4, "little") + rest,))
+    connection.close()
+    assert "chunk 1" in call(settings(tmp_path), "queue", "verify", code=1).out
+
+
+def test_verify_finds_what_only_sqlite_can_see(tmp_path: Path):
+    lay(tmp_path, record())
+    with file_of(tmp_path).open("r+b") as opened:
+        opened.seek(36)  # how many pages are free, by the file's header
+        opened.write((5).to_bytes(4, "big"))
+    assert "SQLite: " in call(settings(tmp_path), "queue", "verify", code=1).out
 
 
 HIDE = "DELETE FROM sqlite_schema WHERE name = 'chunks'"
