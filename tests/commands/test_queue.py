@@ -214,7 +214,7 @@ def test_verify_finds_what_is_wrong_with_a_chunk_and_ends_with_1(tmp_path: Path,
 
 
 def test_verify_finds_a_text_that_is_not_what_was_accepted_though_its_row_is_whole(tmp_path: Path):
-    lay(tmp_path, record())
+    lay(tmp_path, record(events=200))  # enough to be deflated
     with sqlite3.connect(file_of(tmp_path)) as connection:
         ((row,),) = connection.execute("SELECT data FROM queue_default").fetchall()
         rest = row[4:8] + bytes(4) + row[12:]  # the text's checksum is lost, the row's is made anew
