@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(420)]
 BASE_SECONDS_MAX = 240
 BUILD_SECONDS_MAX = 240
 PROGRAMS = {"buildah": "buildah", "runc": "runc", "debootstrap": "debootstrap"}
-MIRROR = "http://deb.debian.org/debian"
-FROM_THE_MACHINE = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf", "/root/.config/pip/pip.conf")
+FROM_THE_MACHINE = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf", f"{Path.home()}/.config/pip/pip.conf")
 """How this machine reaches a package index; the build has to go the same way."""
 POST = """
 from http.client import HTTPConnection
@@ -123,7 +122,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 def base(builder: Builder, root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The stand-in for the base that the recipe names, under that name."""
     folder = tmp_path_factory.mktemp("base") / "root"
-    words = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", folder, MIRROR)
+    words = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", folder)
     try:
         done = call("debootstrap", *words, seconds=BASE_SECONDS_MAX)
     except subprocess.TimeoutExpired:
