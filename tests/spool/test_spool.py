@@ -343,6 +343,7 @@ async def test_what_lies_behind_a_parked_lane_that_fills_the_window_is_still_fou
             taken += len(refs)
             spool.ack(refs)
             await asyncio.sleep(0.005)
+        assert taken == 5
 
 
 class FailingStore(Store):
@@ -506,6 +507,8 @@ async def test_a_client_that_goes_away_leaves_the_books_in_order(disk: SpoolOnDi
         task.cancel()
         await until(lambda: spool.stats().enqueued_events == 1)
         await append(spool, record())
+        check_books(spool)
+        assert (spool.stats().events, spool.stats().enqueued_events) == (2, 2)
 
 
 async def test_an_index_larger_than_a_page_is_recovered_whole_and_appends_do_not_wait(disk: SpoolOnDisk):
