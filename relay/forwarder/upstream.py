@@ -87,13 +87,19 @@ class _Body(aiohttp.Payload):
         return self._data.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Hand the body to the socket piece by piece; each must be taken within the stall bound."""
+        """Hand the body to the socket piece by piece; each must be taken within the stall bound.
+
+        The last one need not: it may have arrived whenever it is given up, so it may take as long as the whole post.
+        """
         data = memoryview(self._data)
-        for start in range(0, len(data), _PIECE_BYTES):
-            # Said before, not after: a closing transport still flushes what it was handed.
-            self._progress.sent = start + _PIECE_BYTES >= len(data)
+        end = len(data) - _PIECE_BYTES
+        at = 0
+        while at < end:
             async with asyncio.timeout(self._stall_seconds_max):
-                await writer.write(data[start : start + _PIECE_BYTES])
+                await writer.write(data[at : at + _PIECE_BYTES])
+            at += _PIECE_BYTES
+        self._progress.sent = True  # said before, not after: a closing transport still flushes what it was handed
+        await writer.write(data[at:])
 
 
 class Upstream:
@@ -226,15 +232,16 @@ def _tracing() -> aiohttp.TraceConfig:
 
 async def _read(response: aiohttp.ClientResponse, seconds_max: float) -> Response:
     """Take the status and the first bytes of the body; the connection is kept only if that was all of it."""
+    content = response.content
     body, complete = bytearray(), False
     try:
-        async with asyncio.timeout(seconds_max):
-            while len(body) <= ANSWER_BYTES_MAX:
-                piece = await response.content.read(ANSWER_BYTES_MAX + 1 - len(body))
-                if not piece:
-                    complete = True
-                    break
-                body += piece
+        if content.is_eof():  # it came with the status, as nearly all do, and needs no timer
+            body += content.read_nowait(ANSWER_BYTES_MAX + 1)
+        else:
+            async with asyncio.timeout(seconds_max):
+                while len(body) <= ANSWER_BYTES_MAX and (piece := await content.read(ANSWER_BYTES_MAX + 1 - len(body))):
+                    body += piece
+        complete = content.at_eof()
     except (TimeoutError, aiohttp.ClientError, HttpProcessingError, OSError):
         pass  # the status stands; that its body is cut short is said below
     if not complete:

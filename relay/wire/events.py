@@ -154,31 +154,30 @@ def count_suspects(events: Sequence[Timed | Probe]) -> Mapping[str, int]:
     name_characters: a character in the name that is not allowed. name_length: a name over 64 characters, or a string
     value over 128. metadata_size: metadata over 4,096 bytes. The SDKs' own events are held to none of it.
     """
-    large = [
-        event
-        for event in events
-        if len(event.event_name) > NAME_CHARACTERS_MAX
-        or len(event.value) > VALUE_CHARACTERS_MAX
-        or len(event.metadata) > METADATA_BYTES_MAX
-    ]
-    odd_names = {name for name in {event.event_name for event in events} if _ODD_NAME.search(name)}
-    if not (large or odd_names):
+    names: set[str] = set()
+    any_large = False
+    for event in events:
+        names.add(event.event_name)
+        if len(event.value) > VALUE_CHARACTERS_MAX or len(event.metadata) > METADATA_BYTES_MAX:
+            any_large = True
+    odd_names = {name for name in names if _ODD_NAME.search(name)}
+    if not (any_large or odd_names or any(len(name) > NAME_CHARACTERS_MAX for name in names)):
         return {}
-    own = [event for event in large if not event.event_name.startswith(_OWN_EVENTS)]
+    others = [event for event in events if not event.event_name.startswith(_OWN_EVENTS)]
     counts = {
-        "name_characters": sum(
-            event.event_name in odd_names for event in events if not event.event_name.startswith(_OWN_EVENTS)
-        ),
+        "name_characters": sum(event.event_name in odd_names for event in others),
         "name_length": sum(
-            len(event.event_name) > NAME_CHARACTERS_MAX or _is_long_string(event.value) for event in own
+            len(event.event_name) > NAME_CHARACTERS_MAX or _is_long_string(event.value) for event in others
         ),
-        "metadata_size": sum(len(event.metadata) > METADATA_BYTES_MAX for event in own),
+        "metadata_size": sum(len(event.metadata) > METADATA_BYTES_MAX for event in others),
     }
     return {reason: count for reason, count in counts.items() if count}
 
 
 def _is_long_string(value: msgspec.Raw) -> bool:
-    return bytes(value).startswith(b'"') and len(_STRING.decode(value)) > VALUE_CHARACTERS_MAX
+    """Tell it of a value as it is spelled; escapes take more room than the characters they stand for."""
+    too_long = len(value) > VALUE_CHARACTERS_MAX and bytes(value).startswith(b'"')
+    return too_long and len(_STRING.decode(value)) > VALUE_CHARACTERS_MAX
 
 
 def stamp(event: bytes, seen: Probe, time_ms: int) -> bytes:
