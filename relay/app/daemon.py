@@ -18,7 +18,7 @@ import structlog
 
 from relay import __version__, keyfile, systemd
 from relay.admin.server import AdminServer
-from relay.app import snapshot
+from relay.app import heap, snapshot
 from relay.app.stopping import Stop
 from relay.control import ControlServer, Verbs
 from relay.errors import ConfigError
@@ -54,6 +54,7 @@ async def serve(config: Config, reload: Callable[[], Config] | None = None) -> i
     On SIGHUP the key files are read at once, and the log's level is taken from what `reload` gives; all else of a
     configuration needs a restart.
     """
+    heap.keep_freed_memory()
     stop = Stop()
     stop.listen_for_signals()
     async with AsyncExitStack() as rooms:
