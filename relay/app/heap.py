@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Free at the heap's end before it goes back to the system: the bodies of one busy moment."""
-HEAP_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Of one piece: larger ones, of which one commit or session recording may need many, go back when they are freed."""
+HEAP_BYTES_MAX: Final = 1024 * 1024
+"""Of one piece: larger ones go back to the system when they are freed. A merged chunk has half of it."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
