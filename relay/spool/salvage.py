@@ -250,6 +250,7 @@ def _transaction(target: sqlite3.Connection) -> Iterator[None]:
             target.execute("ROLLBACK")
         raise
     target.execute("COMMIT")
+    target.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # the one at closing tells nobody where it fails
 
 
 def _last_id(source: sqlite3.Connection) -> int:

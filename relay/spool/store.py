@@ -26,6 +26,7 @@ from relay.spool.table import (
     WAL_BYTES_MAX,
     ChunkTable,
     check_format,
+    error_name,
     translated,
 )
 
@@ -148,19 +149,22 @@ class Store:
         self._bytes_max = bytes_max
         self._open_table = open_table
         self._reading = threading.Lock()
-        self._damaged = self._moved = False
+        self._damaged = self._moved = self._failed = False
         self._files: list[tuple[int, int] | None] = []
         """What is open; empty where nothing is."""
         check_format(path / FILE_NAME)
         with translated("completing a salvage that was cut off"):
             salvage.finish(path)
+        with contextlib.suppress(StoreFailed, StoreFull):  # a reader must not block a start; a disk that fails is met
+            self._begin_log_anew()
         try:
             self._table = self._open()
         except StoreDamaged as damage:
             self._mend(str(damage))
             self._table = self._open()
-        with contextlib.suppress(StoreFailed, StoreFull):  # a reader must not block a start; a disk that fails is met
-            self._begin_log_anew()
+        self._damaged = False
+        with contextlib.suppress(StoreFailed, StoreFull):  # beside a reader, as far as it can be
+            self.cut_log()
 
     @property
     def capacity_bytes(self) -> int:
@@ -181,16 +185,16 @@ class Store:
                 self._mend("the file was moved or removed underneath", source=self._table.writer)
             self._files, self._moved = [], False  # nothing is open: should what follows fail, what was saved stays
             with contextlib.suppress(sqlite3.Error):
-                self._table.close()
+                self._table.abandon()
             if self._damaged:
                 self._mend("SQLite finds the file damaged")
             try:
+                self._begin_log_anew()
                 self._table = self._open()
             except StoreDamaged as damage:
                 self._mend(str(damage))
                 self._table = self._open()
-            self._damaged = False
-            self._begin_log_anew()
+            self._damaged = self._failed = False
 
     def look(self) -> None:
         """Raise StoreFailed where a name no longer leads to the file that is open."""
@@ -200,9 +204,12 @@ class Store:
             raise StoreFailed(f"{self._path / FILE_NAME} or its log was moved or replaced while the relay had it open")
 
     def close(self) -> None:
-        """Checkpoint the log into the file and close it."""
+        """Bring the log into the file and close it; after a failure it stays as it is, for the next start to do so."""
         with self._reading, self._translated("closing the queue"):
-            self._table.close()
+            if self._failed:
+                self._table.abandon()
+            else:
+                self._table.close()
 
     def commit(self, changes: Changes) -> None:
         """Do all of it in one transaction and return when it is on the disk.
@@ -311,25 +318,37 @@ class Store:
 
     def _open(self) -> ChunkTable:
         file = self._path / FILE_NAME
-        with self._translated(f"opening {file}"):
+        with self._translated(f"opening {file}"), contextlib.ExitStack() as undo:
             table = self._open_table(self._path, bytes_max=self._bytes_max)
+            undo.callback(table.abandon)
             table.add_schema()
             for companion in ("", *salvage.COMPANIONS):
                 (self._path / f"{FILE_NAME}{companion}").chmod(0o600)
             self._files = self._identify()
+            undo.pop_all()
         return table
 
     def _begin_log_anew(self) -> None:
-        """Bring all that the log holds into the file and cut it to nothing; raises StoreFailed where a reader is in it.
+        """Bring all that the log holds into the file and empty it; raises StoreFailed where others have the file open.
 
-        After a failed fsync Linux takes pages for written that are not (wiki.postgresql.org/wiki/Fsync_Errors). They
-        can be read, so SQLite would go on behind them, and the next fsync would say yes: a power cut would then end
-        the log there, and lose everything behind. Written to the file they are on the disk, or its fsync says no.
+        After a failed fsync Linux takes pages for written that are not (wiki.postgresql.org/wiki/Fsync_Errors), of the
+        log or of the file, and the next fsync says yes. A power cut would then end the log there, or leave holes in
+        the file. Written to the file anew they are on the disk, or its fsync says no. What it has written already
+        SQLite skips: beside a reader it brings over a part and does not sync it, and it keeps in the log's index,
+        which all who have the file open share, how far it came. Whoever is alone makes the index anew, from nothing.
         """
-        with self._translated("beginning the log anew"):
-            ((busy, _, _),) = self._table.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        if busy:
-            raise StoreFailed("beginning the log anew: another process is reading it")
+        with (
+            self._translated("beginning the log anew"),
+            contextlib.closing(sqlite3.connect(self._path / FILE_NAME, timeout=LOCK_SECONDS)) as alone,
+        ):
+            alone.execute("PRAGMA locking_mode=EXCLUSIVE")
+            try:
+                alone.execute("SELECT name FROM sqlite_schema LIMIT 1").fetchall()
+            except sqlite3.OperationalError as exc:
+                if error_name(exc).startswith("SQLITE_BUSY"):
+                    raise StoreFailed("beginning the log anew: another process is reading it") from exc
+                raise
+            alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _identify(self) -> list[tuple[int, int] | None]:
         """Which files the names lead to now: SQLite has the file, its log and their index open, whatever they do."""
@@ -353,12 +372,13 @@ class Store:
 
     @contextlib.contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
-        """Turn SQLite's errors into ours, and remember that the file is damaged."""
+        """Turn SQLite's errors into ours, and remember that there was one, and whether the file is damaged."""
         try:
             with translated(doing):
                 yield
-        except StoreDamaged:
-            self._damaged = True
+        except StoreFailed as exc:
+            self._failed = True
+            self._damaged = self._damaged or isinstance(exc, StoreDamaged)
             raise
 
 

@@ -22,7 +22,7 @@ from persistqueue import SQLiteQueue
 from relay.errors import SpoolForeign, SpoolTooNew, StoreDamaged, StoreFailed, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 FILE_NAME: Final = "queue.db"
@@ -60,15 +60,30 @@ class ChunkTable(SQLiteQueue):
 
     def __init__(self, path: Path, *, bytes_max: int, name: str = FILE_NAME) -> None:
         """Open or create `path`/`name`; raises sqlite3.Error."""
+        self._file = path.absolute() / name
         self._pages_max = max((bytes_max - WAL_BYTES_MAX) // PAGE_BYTES, 1024)
-        super().__init__(
-            str(path),
-            multithreading=True,  # a connection to write and one to read
-            timeout=LOCK_SECONDS,
-            auto_commit=False,
-            serializer=_RawBytes,
-            db_file_name=name,
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            super().__init__(
+                str(path),
+                multithreading=True,  # a connection to write and one to read
+                timeout=LOCK_SECONDS,
+                auto_commit=False,
+                serializer=_RawBytes,
+                db_file_name=name,
+            )
+            self.reader.close()  # it could write, and `abandon` needs one that cannot
+            self._getter: Any = self._connect("ro", ())
+            undo.pop_all()
+
+    def abandon(self) -> None:
+        """Close, and leave the log as it lies.
+
+        A connection that may write brings the log into the file if it is the last to close, and tells nobody where
+        that fails; so here the one that may not is the last. `close` has it the other way round.
+        """
+        self.writer.close()
+        self.reader.close()
 
     @property
     def writer(self) -> sqlite3.Connection:
@@ -98,27 +113,35 @@ class ChunkTable(SQLiteQueue):
                 cursor.execute(statement)
             cursor.execute("COMMIT")
 
-    def _new_db_connection(self, path: str, multithreading: bool, timeout: float) -> sqlite3.Connection:  # noqa: FBT001 – persist-queue's signature
+    def _new_db_connection(self, path: str, multithreading: bool, timeout: float) -> sqlite3.Connection:  # noqa: ARG002, FBT001 – persist-queue's signature
+        return self._connect(
+            "rwc",
+            (
+                f"page_size={PAGE_BYTES}",
+                "auto_vacuum=INCREMENTAL",  # holds only before the first table: room goes back in small steps
+                "journal_mode=WAL",
+                "wal_autocheckpoint=0",  # SQLite tells nobody of a sync that fails in a checkpoint of its own
+                f"synchronous={self.synchronous}",
+                "secure_delete=OFF",  # Debian compiles it in: deletes then write 2.7 times their size
+                f"journal_size_limit={WAL_BYTES_MAX // 2}",
+                f"max_page_count={self._pages_max}",
+            ),
+        )
+
+    def _connect(self, mode: str, pragmas: Sequence[str]) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            f"{path}/{self.db_file_name}",
-            timeout=timeout,
-            check_same_thread=not multithreading,
+            f"{self._file.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=LOCK_SECONDS,
+            check_same_thread=False,
             isolation_level=None,  # transactions begin and end where we say so
             cached_statements=64,
         )
-        for pragma in (
-            f"page_size={PAGE_BYTES}",
-            "auto_vacuum=INCREMENTAL",  # holds only before the first table: room goes back to the disk in small steps
-            "journal_mode=WAL",
-            f"synchronous={self.synchronous}",
-            "secure_delete=OFF",  # Debian compiles it in: deletes then write 2.7 times their size
-            "temp_store=MEMORY",
-            f"journal_size_limit={WAL_BYTES_MAX // 2}",
-            f"max_page_count={self._pages_max}",
-            "foreign_keys=OFF",
-            "cache_size=-4096",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)
+            for pragma in (*pragmas, "temp_store=MEMORY", "foreign_keys=OFF", "cache_size=-4096", "user_version"):
+                connection.execute(f"PRAGMA {pragma}")  # the last one reads: from now on others see it connected
+            undo.pop_all()
         return connection
 
     def _count(self) -> int:

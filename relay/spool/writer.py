@@ -22,7 +22,7 @@ from relay.spool import Ref, Verdict
 from relay.spool.folder import Space
 from relay.spool.record import Record, encode
 from relay.spool.store import Changes, Entry, Grave, Row, Store, Usage
-from relay.spool.table import WAL_BYTES_MAX
+from relay.spool.table import PAGE_BYTES, WAL_BYTES_MAX
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,6 +49,12 @@ TURN_SECONDS_MAX: Final = 0.05
 """The next commit waits this long at most for the loop's turn: a loop that hangs must not stop the disk."""
 BEAT_SECONDS: Final = 1.0
 """An idle writer shows that it lives, and gives free pages back, this often."""
+CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
+"""Of log, after which it is brought into the file: what SQLite does by itself, unless it is told not to."""
+COMMIT_LOG_BYTES: Final = 4 * PAGE_BYTES
+"""What a commit adds to the log beside its rows: the ends of the table, the index and the sequence."""
+DELETE_LOG_BYTES: Final = 128
+"""What a row that goes adds to the log: its share of a page."""
 SHRINK_FROM_BYTES: Final = 32 * 1024 * 1024
 """Free pages kept in the file for the next burst; more are given back to the disk."""
 SHRINK_PAGES: Final = 256
@@ -164,6 +170,8 @@ class Writer:
         self._spare_bytes = disk_free_bytes_min + SHRINK_FROM_BYTES
         self._idle_seconds = BEAT_SECONDS
         self._shrunk_at = 0.0
+        self._logged_bytes = 0
+        """About what the log has grown by since it was last brought into the file; asking SQLite would cost a call."""
         self._next_id = last_id + 1
         self._committed_to = last_id
         self._measured = Usage(0, 0), Space(0, 0)
@@ -248,7 +256,7 @@ class Writer:
             self.beat = time.monotonic()
             self._turned.clear()
             self._report(self._commit(work))
-            self._shrink(idle=not work)
+            self._tend(idle=not work)
             if work.appends:
                 self._turned.wait(TURN_SECONDS_MAX)
 
@@ -283,13 +291,14 @@ class Writer:
             changes = Changes(lanes=work.lanes, deletes=[ref.id for ref in work.acks])
             changes.rows = list(self._chunks(work.appends))
             jobs = [(job, self._prepare(job, changes)) for job in work.jobs]
+            stored = sum(len(row.data) + ROW_BYTES for row in changes.rows)
             if work:
                 self._store.commit(changes)
                 self._committed_to = self._next_id - 1
+                self._logged_bytes += COMMIT_LOG_BYTES + stored + len(changes.deletes) * DELETE_LOG_BYTES
             elif self._full:
                 self._store.prove()
             self._full = False
-            stored = sum(len(row.data) + ROW_BYTES for row in changes.rows)
             usage, space = self._measure(began, stored=stored, idle=not work)
         except SpoolError as exc:
             return self._failed(work, exc)
@@ -329,8 +338,12 @@ class Writer:
         """Keep the deletes and the new lanes for another try; on a full store try the deletes alone, they make room."""
         usable = False
         if isinstance(error, StoreFull):
-            with contextlib.suppress(SpoolError):  # a log that cannot grow begins anew, in the room that it has
-                self._store.checkpoint()
+            try:
+                self._store.checkpoint()  # a log that cannot grow begins anew, in the room that it has
+            except StoreFull:
+                pass
+            except SpoolError:
+                self._broken = True
         if isinstance(error, StoreFull) and work.acks and (work.appends or work.jobs):
             alone = self._commit(Work(lanes=[], appends=[], acks=work.acks, jobs=[]))
             usable = isinstance(alone, Done)
@@ -396,24 +409,38 @@ class Writer:
         self._next_id += 1
         return row
 
+    def _tend(self, *, idle: bool) -> None:
+        """Do what is due to the log and the file; whoever waited for the last commit has been told.
+
+        A sync that fails here is as bad as one in a commit: SQLite's next one says yes, and what it was to bring from
+        the log into the file may not be there. So the store is opened anew, which brings all of it once more.
+        """
+        if self._broken:
+            return
+        try:
+            self._shrink(idle=idle)
+            if self._logged_bytes > CHECKPOINT_BYTES:
+                self._logged_bytes = 0
+                self._store.checkpoint()
+        except StoreFull:
+            pass  # the log keeps what it has, and a commit for which it cannot grow reports it
+        except SpoolError as exc:
+            self._report(self._failed(_nothing(), exc))
+
     def _shrink(self, *, idle: bool) -> None:
         """Give free pages back until only a burst's worth is kept, or none where the disk runs out of room.
 
         A step at a time, and while there is work and room only one a beat.
         """
         self._idle_seconds = BEAT_SECONDS
-        if self._broken:
-            return
         usage, space = self._measured
         scarce = space.free_bytes < self._spare_bytes
         if idle and usage.log_bytes > WAL_BYTES_MAX:
-            with contextlib.suppress(SpoolError):
-                self._store.cut_log()
+            self._store.cut_log()
         due = idle or scarce or self.beat - self._shrunk_at > BEAT_SECONDS
         if due and usage.free_bytes > (0 if scarce else SHRINK_FROM_BYTES):
             self._shrunk_at, self._idle_seconds = self.beat, SHRINK_SECONDS
-            with contextlib.suppress(SpoolError):  # the next commit meets the same error and reports it
-                self._store.give_back(SHRINK_PAGES)
+            self._store.give_back(SHRINK_PAGES)
 
 
 def _merge(records: list[Record]) -> Record:

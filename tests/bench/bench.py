@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from relay.spool.store import Changes, Store
 from relay.spool.store import Row as StoredRow
+from relay.spool.writer import CHECKPOINT_BYTES, COMMIT_LOG_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,10 +221,15 @@ def our_disk(commit_bytes: int, commits: int) -> float:
     block = os.urandom(commit_bytes)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         store = Store(Path(folder), bytes_max=8 << 30)
+        logged = 0
         began = time.perf_counter()
         for number in range(commits):
             rows = [StoredRow(number + 1, 1, 1, 0, block)]
             store.commit(Changes(rows=rows, deletes=[number] if number else []))
+            logged += COMMIT_LOG_BYTES + commit_bytes
+            if logged > CHECKPOINT_BYTES:
+                store.checkpoint()
+                logged = 0
         rate = commits / (time.perf_counter() - began)
         store.close()
         return rate

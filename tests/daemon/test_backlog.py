@@ -43,6 +43,7 @@ def fill(directory: Path, *, chunks: int = CHUNKS, lanes: int = 1) -> None:
     for start in range(1, chunks + 1, CHUNKS_PER_COMMIT):
         ids = range(start, start + CHUNKS_PER_COMMIT)
         store.commit(Changes(rows=[Row(number, number % lanes + 1, EVENTS_PER_CHUNK, now_ms, row) for number in ids]))
+        store.checkpoint()
     store.close()
     folder.close()
 

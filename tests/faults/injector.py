@@ -45,7 +45,8 @@ HEALTHY: Final = Fault()
 class FaultyDisk:
     """Steers the shim in every process that was started with its `environment`."""
 
-    def __init__(self, library: Path, root: Path, control: Path) -> None:
+    def __init__(self, library: Path, root: Path, control: Path, *, only: str = "") -> None:
+        """Steer the files below `root`, or those of one name alone."""
         root.mkdir(parents=True, exist_ok=True)
         control.write_bytes(bytes(LAYOUT.size))
         self.environment: Mapping[str, str] = {
@@ -53,6 +54,8 @@ class FaultyDisk:
             "FAULT_ROOT": str(root),
             "FAULT_CONTROL": str(control),
         }
+        if only:
+            self.environment = {**self.environment, "FAULT_ONLY": only}
         with control.open("r+b") as opened:
             self._map = mmap.mmap(opened.fileno(), LAYOUT.size)
 

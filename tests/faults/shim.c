@@ -3,8 +3,9 @@
  *     cc -shared -fPIC -O2 -o shim.so shim.c -ldl
  *     FAULT_ROOT=/folder FAULT_CONTROL=/elsewhere/control LD_PRELOAD=./shim.so program
  *
- * A call on a file below the folder fails by chance, or where its number is the one wished for. With FAULT_LOG, which
- * is recorder.c's log, each failed sync is noted there as a record F: Linux then forgets what was not written.
+ * A call on a file below the folder fails by chance, or where its number is the one wished for; with FAULT_ONLY, which
+ * is a file's name, all other files work. With FAULT_LOG, which is recorder.c's log, each failed sync is noted there as
+ * a record F: Linux then forgets what was not written.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -46,6 +47,7 @@ struct __attribute__((packed)) record {
 
 static char root[PATH_MAX];
 static size_t root_length;
+static const char *only;
 static volatile struct control *control;
 static int log_file = -1;
 static uint8_t below[FILES_MAX]; /* by descriptor */
@@ -59,6 +61,7 @@ static void __attribute__((constructor)) begin(void) {
     if (!folder || !settings || !realpath(folder, root))
         return;
     root_length = strlen(root);
+    only = getenv("FAULT_ONLY");
     int file = NEXT(open)(settings, O_RDWR | O_CLOEXEC);
     if (file < 0)
         return;
@@ -96,7 +99,9 @@ static int opened(int at, const char *path, int flags, mode_t mode) {
     if (control && file >= 0 && file < FILES_MAX) {
         snprintf(link, sizeof link, "/proc/self/fd/%d", file);
         ssize_t length = readlink(link, found, sizeof found - 1);
-        below[file] = length > (ssize_t)root_length && !strncmp(found, root, root_length) && found[root_length] == '/';
+        found[length > 0 ? length : 0] = 0;
+        below[file] = length > (ssize_t)root_length && !strncmp(found, root, root_length) &&
+                      found[root_length] == '/' && (!only || !strcmp(strrchr(found, '/') + 1, only));
     }
     errno = error;
     return file;

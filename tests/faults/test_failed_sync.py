@@ -6,8 +6,11 @@ takes the next fsync's yes for a yes to all that was written before, as database
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
+import sqlite3
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,14 +21,14 @@ import pytest
 from crash.powercut import SECTOR_BYTES, Call, Disk, File, read_log
 from crash.test_power_loss import stored
 from daemon.harness import RELAY, Audit, CountingUpstream, Daemon, Load, seeded, wait_until
-from faults.injector import Fault
-from faults.rig import Row
+from faults.injector import Fault, FaultyDisk
+from faults.rig import PacedLoad, Row
+
+from relay.spool.table import FILE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from random import Random
-
-    from faults.injector import FaultyDisk
 
 PAGE_BYTES = 4096
 SEED = 20261125
@@ -123,8 +126,23 @@ class Recording:
             yield len(owed), len(owed - stored(image))
 
 
-def record(folder: Path, recorder: Path, disk: FaultyDisk, command: Sequence[str]) -> Recording:
-    """Run the relay under load while syncs fail now and then, and kill it."""
+@dataclass
+class Recorder:
+    """The relay under load, upstream shut, with all that it does to its disk recorded; it ends with kill -9."""
+
+    daemon: Daemon
+    load: Load
+    log: Path
+    acked: dict[bytes, int]
+
+    def recording(self) -> Recording:
+        return Recording(list(read_log(self.log)), self.acked)
+
+
+@contextlib.contextmanager
+def recorded(
+    folder: Path, recorder: Path, disk: FaultyDisk, command: Sequence[str] = RELAY, **load: int
+) -> Iterator[Recorder]:
     log = folder / "calls"
     log.touch()
     watch = os.open(log, os.O_RDONLY)
@@ -139,24 +157,30 @@ def record(folder: Path, recorder: Path, disk: FaultyDisk, command: Sequence[str
     with CountingUpstream() as upstream:
         upstream.close()
         daemon = Daemon(folder, upstream.url, command=command, environment=environment)
-        load = Load(daemon.url, threads=3, events_per_request=3, on_ack=remember)
+        one = Recorder(daemon, PacedLoad(daemon.url, threads=3, on_ack=remember, **load), log, acked)
         try:
             daemon.start().wait_ready()
-            with load.running():
-                for odds in (1.0, 0.3, 1.0, 0.5):
-                    load.wait_acked(150)
-                    disk.set(Fault(sync=errno.EIO, odds=odds))
-                    time.sleep(0.7)
-                    assert disk.failed
-                    disk.heal()
-                wait_until("ready", lambda: daemon.admin("/readyz")[0] == 200)
-                load.wait_acked(150)
+            with one.load.running():
+                yield one
                 daemon.kill9()
         finally:
             if daemon.alive():
                 daemon.kill9()
     os.close(watch)
-    return Recording(list(read_log(log)), acked)
+
+
+def record(folder: Path, recorder: Path, disk: FaultyDisk, command: Sequence[str]) -> Recording:
+    """Have syncs fail now and then."""
+    with recorded(folder, recorder, disk, command, events_per_request=3) as one:
+        for odds in (1.0, 0.3, 1.0, 0.5):
+            one.load.wait_acked(150)
+            disk.set(Fault(sync=errno.EIO, odds=odds))
+            time.sleep(0.7)
+            assert disk.failed
+            disk.heal()
+        wait_until("ready", lambda: one.daemon.admin("/readyz")[0] == 200)
+        one.load.wait_acked(150)
+    return one.recording()
 
 
 @pytest.mark.slow
@@ -183,3 +207,40 @@ def test_a_relay_that_takes_the_next_sync_s_word_is_caught(
     assert lost > 0
     audit = Audit.of([b"%d" % n for n in range(len(run.acked))], [b"%d" % n for n in range(len(run.acked) - lost)])
     tell(Row("negative control: power cut, failed fsyncs overheard", 10, audit, 0.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader_then", ["stays", "leaves"])
+def test_a_sync_of_the_file_that_fails_behind_a_reader_is_noticed_and_a_power_cut_then_loses_nothing(
+    tmp_path: Path, recorder: Path, shim: Path, reader_then: str, tell: Callable[[Row], None]
+) -> None:
+    """A reader lets SQLite bring a part of the log into the file, which it then does not sync, and never writes again.
+
+    Once the reader is gone it brings over the rest and syncs, for all: the failure may be of any page of either part.
+    """
+    disk = FaultyDisk(shim, tmp_path / "queue", tmp_path / "control", only=FILE_NAME)
+    with recorded(tmp_path, recorder, disk, events_per_request=3, pad_bytes=2000) as one:
+        one.load.wait_acked(300)
+        reader = sqlite3.connect(one.daemon.queue_folder / "spool" / FILE_NAME, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM queue_default").fetchall()
+        one.load.wait_acked(3000)  # the log grows past where it is emptied, as far as the reader lets it
+        disk.set(Fault(sync=errno.EIO))
+        one.load.wait_acked(300)
+        assert not disk.failed, "behind a reader nothing is synced"
+        reader.execute("ROLLBACK") if reader_then == "stays" else reader.close()
+        wait_until("the sync fails", lambda: disk.failed)
+        disk.heal()
+        wait_until("it is told", lambda: "emptying the log" in one.daemon.log)
+        if reader_then == "stays":
+            time.sleep(1.5)
+            assert one.daemon.admin("/readyz")[0] == 503, "SQLite keeps in mind what it wrote while others have it open"
+            reader.close()
+        wait_until("ready", lambda: one.daemon.admin("/readyz")[0] == 200)
+        one.load.wait_acked(3000)
+    results = list(one.recording().losses(tmp_path / "queue", tmp_path, 20))
+    assert sum(gone for _, gone in results) == 0, [result for result in results if result[1]]
+    events = [json.loads(line)["event"] for line in one.daemon.log.splitlines()]
+    assert {"commit_failed", "commits_recovered"} <= set(events)
+    audit = Audit.of(list(one.acked), list(one.acked))
+    tell(Row(f"power cut after the file's fsync failed, a reader {reader_then}", len(results), audit, 0.0))

@@ -27,6 +27,7 @@ from relay.errors import (
 from relay.spool import Verdict
 from relay.spool.folder import hold, holder_of
 from relay.spool.store import APPLICATION_ID, FILE_NAME, FORMAT, Changes, Row, Store
+from relay.spool.table import PAGE_BYTES
 from relay.spool.writer import COMMIT_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -427,6 +428,52 @@ async def test_after_a_failure_nothing_is_stored_behind_the_old_log_not_even_whi
         await append(spool, record())
 
 
+async def test_a_log_that_cannot_be_emptied_is_told_and_the_store_is_opened_anew(disk: SpoolOnDisk):
+    calls: list[str] = []
+
+    class Failing(Store):
+        def checkpoint(self) -> None:
+            calls.append("checkpoint")
+            if len(calls) == 1:
+                raise StoreFailed("emptying the log: SQLITE_IOERR_FSYNC: disk I/O error")
+            super().checkpoint()
+
+        def reopen(self) -> None:
+            calls.append("reopen")
+            super().reopen()
+
+    async with disk.open(make_store=Failing) as spool:
+
+        async def load() -> None:
+            for _ in range(14):
+                with contextlib.suppress(DiskFailing):
+                    await append(spool, record(text=os.urandom(400_000)))
+
+        await load()
+        await until(lambda: calls == ["checkpoint", "reopen"] and spool.not_ready() is None)
+        await load()
+        await until(lambda: calls == ["checkpoint", "reopen", "checkpoint"])
+
+
+def test_a_store_that_failed_leaves_its_log_for_the_next_start_and_a_sound_one_leaves_none(tmp_path: Path):
+    log = tmp_path / f"{FILE_NAME}-wal"
+    rows = [Row(1, 1, 1, NOW_MS, b"row")]
+    store = Store(tmp_path, bytes_max=64 << 20)
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreFailed):
+        store.commit(Changes(rows=rows))
+    other.close()
+    store.commit(Changes(rows=rows))
+    store.close()
+    assert log.stat().st_size > PAGE_BYTES
+    store = Store(tmp_path, bytes_max=64 << 20)
+    assert log.stat().st_size == 0
+    assert store.read([1]) == {1: (1, b"row")}
+    store.close()
+    assert not log.exists()
+
+
 async def test_deletes_that_failed_are_done_by_a_later_commit(disk: SpoolOnDisk):
     async with disk.open(make_store=failing({2: StoreFailed("disk I/O error")})) as spool:
         await append(spool, record())
@@ -664,7 +711,7 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
         name: table.writer.execute(f"PRAGMA {name}").fetchone()[0]
         for name in (
             *("journal_mode", "synchronous", "secure_delete", "auto_vacuum", "max_page_count", "page_size"),
-            "journal_size_limit",
+            *("journal_size_limit", "wal_autocheckpoint"),
         )
     }
     assert pragmas == {
@@ -675,7 +722,10 @@ def test_persist_queue_gives_what_the_store_builds_on(tmp_path):
         "max_page_count": (64 - 32) << 8,
         "page_size": 4096,
         "journal_size_limit": 16 << 20,
+        "wal_autocheckpoint": 0,
     }
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        table.reader.execute("DELETE FROM meta")
     columns = [row[1] for row in table.reader.execute("PRAGMA table_info(queue_default)")]
     assert columns == ["_id", "timestamp", "lane", "events", "bytes", "data"]
     assert table.writer is not table.reader

@@ -72,9 +72,8 @@ def _compact(folder: Path, table: ChunkTable) -> Compacted:
                 writer.execute("VACUUM")
             else:
                 for done in range(0, free, STEP_PAGES):
-                    writer.executescript(
-                        f"PRAGMA incremental_vacuum({STEP_PAGES})"
-                    )  # execute() would step once: a page
+                    writer.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")  # execute() would do one page
+                    writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # or the log grows with every step
                     line.at(done)
         writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     (after,) = writer.execute("PRAGMA page_count").fetchone()
