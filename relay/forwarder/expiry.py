@@ -1,8 +1,8 @@
 """Which events are too old to send, when the wall clock can be believed; pure.
 
-An event's age is the wall clock now less the wall clock then. Where the wall clock has made a step of more than an hour
-(a machine that booted in 1970, a guest that was suspended), ages say nothing until every event from before the step has
-waited `age_seconds_max` by the monotonic clock: so long nothing expires.
+An event's age is the wall clock now less the wall clock then. Where the wall clock has made a step that matters (a
+machine that booted in 1970 or in another zone, a guest that was suspended), ages say nothing until every event from
+before the step has waited `age_seconds_max` by the monotonic clock: so long nothing expires.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from relay.spool import Ref
 
-STEP_SECONDS_MAX: Final = 3600.0
+STEP_SECONDS_MAX: Final = 300.0
+"""What a clock that is steered without steps never comes to between two looks."""
+STEP_SHARE_MAX: Final = 0.1
+"""Of the age: a smaller step than that expires nothing much too early."""
 
 
 class Expiry:
@@ -22,13 +25,14 @@ class Expiry:
 
     def __init__(self, *, age_seconds_max: float) -> None:
         self._age_seconds_max = age_seconds_max
+        self._step_seconds_max = min(STEP_SECONDS_MAX, age_seconds_max * STEP_SHARE_MAX or STEP_SECONDS_MAX)
         self._offset: float | None = None
         self._believe_at = float("-inf")
 
     def look(self, *, monotonic: float, wall: float) -> bool:
         """Compare the clocks; True where a step was found just now. Call it before asking `is_old`, and often."""
         offset = wall - monotonic
-        stepped = self._offset is not None and abs(offset - self._offset) > STEP_SECONDS_MAX
+        stepped = self._offset is not None and abs(offset - self._offset) > self._step_seconds_max
         self._offset = offset
         if stepped:
             self._believe_at = monotonic + self._age_seconds_max

@@ -1,4 +1,4 @@
-"""Disks that fail at a word: shim.c built, and the struct by which a test steers it while the relay runs."""
+"""Disks that fail and clocks that step at a word: shim.c built, and the struct by which a test steers it meanwhile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAYOUT: Final = struct.Struct("=6I4Q")
-"""shim.c's struct control."""
+CLOCK: Final = struct.Struct("=q")
+"""One behind the other they are shim.c's struct control."""
 ALWAYS: Final = 1.0
 
 
@@ -48,7 +49,7 @@ class FaultyDisk:
     def __init__(self, library: Path, root: Path, control: Path, *, only: str = "") -> None:
         """Steer the files below `root`, or those of one name alone."""
         root.mkdir(parents=True, exist_ok=True)
-        control.write_bytes(bytes(LAYOUT.size))
+        control.write_bytes(bytes(LAYOUT.size + CLOCK.size))
         self.environment: Mapping[str, str] = {
             "LD_PRELOAD": str(library),
             "FAULT_ROOT": str(root),
@@ -57,18 +58,22 @@ class FaultyDisk:
         if only:
             self.environment = {**self.environment, "FAULT_ONLY": only}
         with control.open("r+b") as opened:
-            self._map = mmap.mmap(opened.fileno(), LAYOUT.size)
+            self._map = mmap.mmap(opened.fileno(), LAYOUT.size + CLOCK.size)
 
     def set(self, fault: Fault) -> None:
         """From now on behave so; the counters begin at 0."""
         odds = round(fault.odds * 65_536)
         milliseconds = round(fault.sync_seconds * 1000)
         errors = fault.write, fault.sync, fault.open
-        self._map[:] = LAYOUT.pack(*errors, odds, fault.torn, milliseconds, fault.nth, 0, 0, 0)
+        LAYOUT.pack_into(self._map, 0, *errors, odds, fault.torn, milliseconds, fault.nth, 0, 0, 0)
 
     def heal(self) -> None:
         """Work again; the counters stay."""
         self._map[:24] = bytes(24)
+
+    def set_clock(self, seconds: float) -> None:
+        """Put the wall clock so far ahead of the true one, in one step."""
+        CLOCK.pack_into(self._map, LAYOUT.size, round(seconds))
 
     @property
     def calls(self) -> int:
@@ -84,7 +89,7 @@ class FaultyDisk:
         return self._counters()[2]
 
     def _counters(self) -> tuple[int, int, int]:
-        values = LAYOUT.unpack(self._map[:])
+        values = LAYOUT.unpack_from(self._map)
         return values[7], values[8], values[9]
 
 

@@ -1,4 +1,5 @@
-/* Makes the disk below one folder fail or dawdle, as a struct says that the test maps and rewrites at any time.
+/* Makes the disk below one folder fail or dawdle, and the wall clock step, as a struct says that the test maps and
+ * rewrites at any time.
  *
  *     cc -shared -fPIC -O2 -o shim.so shim.c -ldl
  *     FAULT_ROOT=/folder FAULT_CONTROL=/elsewhere/control LD_PRELOAD=./shim.so program
@@ -19,6 +20,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,6 +38,7 @@ struct control {
     uint64_t calls;         /* counted here, from when the test set it to 0 */
     uint64_t failed;
     uint64_t delayed;
+    int64_t clock_seconds; /* the wall clock is so far ahead */
 };
 
 struct __attribute__((packed)) record {
@@ -187,3 +190,22 @@ static int synced(int (*call)(int), int file) {
 }
 int fsync(int file) { return synced(NEXT(fsync), file); }
 int fdatasync(int file) { return synced(NEXT(fdatasync), file); }
+
+int clock_gettime(clockid_t which, struct timespec *now) {
+    int result = NEXT(clock_gettime)(which, now);
+    if (!result && control && (which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE))
+        now->tv_sec += control->clock_seconds;
+    return result;
+}
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    int result = NEXT(gettimeofday)(now, zone);
+    if (!result && control)
+        now->tv_sec += control->clock_seconds;
+    return result;
+}
+time_t time(time_t *at) {
+    time_t now = NEXT(time)(NULL) + (control ? control->clock_seconds : 0);
+    if (at)
+        *at = now;
+    return now;
+}

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +17,10 @@ from relay.spool.table import FILE_NAME, FORMAT, WAL_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-FAKETIME = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None)
+    from faults.injector import FaultyDisk
+
 HOUR = 3600.0
 
 
@@ -133,26 +134,17 @@ def test_the_reader_tools_beside_a_busy_relay_leave_its_log_bounded_and_its_answ
     tell(Row("export, stats and verify beside a busy relay", 1, audit, 0.0, more))
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime (Debian: faketime) to step the clock")
 @pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["an hour ahead", "an hour back"])
 def test_a_clock_that_jumps_by_an_hour_loses_delays_and_expires_nothing(
-    tmp_path: Path, step: float, tell: Callable[[Row], None]
+    tmp_path: Path, faulty: FaultyDisk, step: float, tell: Callable[[Row], None]
 ) -> None:
-    offset = tmp_path / "offset"
-    offset.write_text("+0")
-    faked = {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    with trial(tmp_path, environment=faked, settings={"queue": {"age_max": 7200}}) as one:
+    with trial(tmp_path, environment=faulty.environment, settings={"queue": {"age_max": 1800}}) as one:
         one.load.wait_acked(200)
         for shift in (step, 0.0):
             one.upstream.close()
             one.load.wait_acked(100)
             before = one.daemon.status().now
-            offset.write_text(f"{shift:+.0f}")
+            faulty.set_clock(shift)
             assert abs(one.daemon.status().now - before) > HOUR / 2, "the clock did not jump"
             one.load.wait_acked(100)
             arrived = len(one.upstream.events)

@@ -410,7 +410,7 @@ def test_what_waits_in_batches_composed_already_expires_in_time_too():
     run_virtually(main())
 
 
-@pytest.mark.parametrize("step", [86400 * 365 * 50, 7200])
+@pytest.mark.parametrize("step", [86400 * 365 * 50, 3600, 600])
 def test_a_step_of_the_wall_clock_expires_nothing_that_has_not_waited(step):
     async def main():
         async with bench(FakePoster(lambda _: Response(503)), age_seconds_max=3600) as b:
