@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from relay.config.settings import SETTINGS
-from relay.config.values import KIB
+from relay.config.values import KIB, MIB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 CHUNK_BYTES_MAX: Final = 512 * KIB
 """What the spool keeps in one row, unless a single event is longer; a chunk always travels whole."""
 
+LOG_BYTES: Final = 32 * MIB
+"""Of `queue.bytes_max`, kept for the write-ahead log."""
+RESERVE_SHARE: Final = 64
+"""One part in so many of the rest is kept so that a full queue can drain."""
+EMPTY_BYTES: Final = MIB
+"""More than an empty queue's file and a request's headers take."""
+
+_QUEUE: Final = "queue.bytes_max"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -42,7 +50,6 @@ _ORDERED: Final = (
     _AtMost("listen.event_bytes_max", "listen.inflated_bytes_max", "an event is part of a body"),
     _AtMost("listen.envelope_bytes_max", "listen.inflated_bytes_max", "the envelope is part of a body"),
     _AtMost("listen.inflated_bytes_max", "listen.memory_bytes_max", "the largest body would be refused forever"),
-    _AtMost("listen.event_bytes_max", "queue.bytes_max", "the longest event would be refused forever"),
     _AtMost("queue.dead_letter_bytes_max", "queue.bytes_max", "dead letters count towards it"),
     _AtMost("upstream.retry_seconds_min", "upstream.retry_seconds_max", "the first wait is the shortest"),
     _AtMost("upstream.connect_seconds_max", "upstream.timeout_seconds", "connecting is part of an attempt"),
@@ -52,6 +59,7 @@ _ORDERED: Final = (
 def find_conflicts(config: Config) -> Iterator[Conflict]:
     """Give every conflict there is, in a stable order."""
     yield from _order_conflicts(config)
+    yield from _room_conflicts(config)
     yield from _batch_conflicts(config)
     yield from _credential_conflicts(config)
     yield from _address_conflicts(config)
@@ -70,6 +78,24 @@ def _order_conflicts(config: Config) -> Iterator[Conflict]:
         if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
             written = SETTINGS[upper].write(most).strip('"')
             yield Conflict((lower, upper), f"must be at most {upper} ({written}): {why}; lower it or raise that one")
+
+
+def queue_holds(bytes_max: int) -> int:
+    """Bytes of the largest request that an empty queue takes, in whole MiB."""
+    rest = bytes_max - LOG_BYTES
+    return (rest - rest // RESERVE_SHARE - EMPTY_BYTES) // MIB * MIB
+
+
+def _room_conflicts(config: Config) -> Iterator[Conflict]:
+    bytes_max = config.queue.bytes_max
+    for name, beside in (("event_bytes_max", config.listen.envelope_bytes_max), ("inflated_bytes_max", 0)):
+        holds, size = queue_holds(bytes_max) - beside, getattr(config.listen, name)
+        if size > holds:
+            enough = next(b for b in range(bytes_max // MIB * MIB, 1 << 62, MIB) if queue_holds(b) >= size + beside)
+            most, now, better = (format_size(number).strip('"') for number in (holds, bytes_max, enough))
+            reason = f"an empty queue has no room for more, and would answer 503 forever; lower it, or raise {_QUEUE}"
+            yield Conflict((f"listen.{name}", _QUEUE), f"must be at most {most}: {reason} ({now}) to {better}")
+            return  # the body is longer than its event
 
 
 def _batch_conflicts(config: Config) -> Iterator[Conflict]:

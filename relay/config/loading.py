@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from relay.config.checks import find_conflicts, value_of
+from relay.config.checks import find_conflicts, queue_holds, value_of
 from relay.config.settings import SECTIONS, SETTINGS, Config
 from relay.config.values import Unfit
 from relay.errors import ConfigError
@@ -124,10 +124,14 @@ def _build(values: Mapping[str, object]) -> Config:
     config = replace(
         defaults, **{section: replace(getattr(defaults, section), **given) for section, given in by_section.items()}
     )
-    if "queue.dead_letter_bytes_max" in values:
-        return config
-    fitting = min(config.queue.dead_letter_bytes_max, config.queue.bytes_max // DEAD_LETTER_SHARE)
-    return replace(config, queue=replace(config.queue, dead_letter_bytes_max=fitting))
+    listen, queue = config.listen, config.queue
+    if "listen.inflated_bytes_max" not in values:
+        fitting = max(queue_holds(queue.bytes_max), listen.event_bytes_max)
+        listen = replace(listen, inflated_bytes_max=min(listen.inflated_bytes_max, fitting))
+    if "queue.dead_letter_bytes_max" not in values:
+        fitting = queue.bytes_max // DEAD_LETTER_SHARE
+        queue = replace(queue, dead_letter_bytes_max=min(queue.dead_letter_bytes_max, fitting))
+    return replace(config, listen=listen, queue=queue)
 
 
 def _describe(key: str, reason: str, given: Mapping[str, _Given], config: Config) -> str:

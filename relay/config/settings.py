@@ -27,7 +27,12 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
         int, Size("Longest body on the wire; beyond it 413, which makes most SDKs drop the batch", KIB, GIB)
     ] = 16 * MIB
     inflated_bytes_max: Annotated[
-        int, Size("Longest body after inflating, so that a gzip bomb costs no more than this", KIB, GIB)
+        int,
+        Size(
+            "Longest body after inflating, gzip bombs included; left alone, it is at most what an empty queue holds",
+            KIB,
+            GIB,
+        ),
     ] = 64 * MIB
     event_bytes_max: Annotated[int, Size("Longest single event; session recordings reach 10 MB", KIB, 256 * MIB)] = (
         10 * MIB

@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from relay.config import Address, Config, load
+from relay.config.checks import queue_holds
 from relay.config.settings import SETTINGS
-from relay.errors import ConfigError
+from relay.errors import ConfigError, QueueFull
+from relay.spool.folder import Space
+from relay.spool.room import Room
+from relay.spool.store import Store
 
 MIB = 1024 * 1024
 TWO_ADDRESSES = (Address("127.0.0.1", 1), Address("::1", 2, ipv6=True))
@@ -240,6 +244,38 @@ def test_a_default_that_conflicts_says_that_it_is_one():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "fits", "too_large"),
+    [("event_bytes_max", "30464KiB", "30465KiB"), ("inflated_bytes_max", "30MiB", "31MiB")],
+)
+def test_what_finds_no_room_in_an_empty_queue_is_refused_before_it_is_answered_503_forever(
+    config_file, name, fits, too_large
+):
+    text = '[listen]\n{} = "{}"\n[queue]\nbytes_max = "64MiB"\n'
+    assert load(config_file(text.format(name, fits)), {})
+    path = config_file(text.format(name, too_large))
+    problem = problem_of(path)
+    assert problem.startswith(f'{path}: listen.{name} = "{too_large}": must be at most {fits}: ')
+    assert problem.endswith("; lower it, or raise queue.bytes_max (64MiB) to 65MiB")
+    assert load(path, {"RELAY_QUEUE__BYTES_MAX": "65MiB"})
+
+
+def test_bodies_left_alone_shrink_with_the_queue():
+    assert load(None, {"RELAY_QUEUE__BYTES_MAX": "64MiB"}).listen.inflated_bytes_max == 30 * MIB
+    assert load(None, {"RELAY_QUEUE__BYTES_MAX": "1GiB"}).listen.inflated_bytes_max == 64 * MIB
+
+
+@pytest.mark.parametrize("bytes_max", [64 * MIB, 1 << 30, 1 << 40])
+def test_what_the_queue_is_said_to_hold_finds_room_in_an_empty_one(tmp_path, bytes_max):
+    store = Store(tmp_path, bytes_max=bytes_max)
+    room = Room(capacity_bytes=store.capacity_bytes, disk_free_bytes_min=0, lane_bytes_share_max=1.0)
+    room.used_bytes, room.space = store.usage().used_bytes, Space(1 << 50, 1 << 50)
+    store.close()
+    room.check(queue_holds(bytes_max))
+    with pytest.raises(QueueFull):
+        room.check(queue_holds(bytes_max) + 2 * MIB)
+
+
 def test_dead_letters_left_alone_shrink_with_the_queue():
     assert load(None, {"RELAY_QUEUE__BYTES_MAX": "64MiB"}).queue.dead_letter_bytes_max == 8 * MIB
     assert load(None, {"RELAY_QUEUE__BYTES_MAX": "64GiB"}).queue.dead_letter_bytes_max == 128 * MIB
@@ -247,7 +283,7 @@ def test_dead_letters_left_alone_shrink_with_the_queue():
 
 def test_a_bad_value_hides_no_conflict_but_those_it_has_part_in(config_file):
     path = config_file(
-        '[listen]\nmemory_bytes_max = "lots"\ninflated_bytes_max = "1GiB"\n[upstream]\nconnect_seconds_max = 40\n'
+        '[listen]\nmemory_bytes_max = "lots"\ninflated_bytes_max = "900MiB"\n[upstream]\nconnect_seconds_max = 40\n'
     )
     memory, connect = problems_of(path)
     assert "listen.memory_bytes_max" in memory
