@@ -103,7 +103,7 @@ class Forwarder:
         self._courier = Courier(upstream, clocks, success=success, compression=compression)
         self._settler = Settler(self._leases, self._host, self._journal, self._patience, clocks)
         parts = (self._leases, self._lanes, self._settler, self._journal, clocks)
-        self._sweeper = Sweeper(*parts, age_seconds_max=age_seconds_max, wake=self._wake)
+        self._sweeper = Sweeper(*parts, age_seconds_max=age_seconds_max, wake=self._wake, hold=self.pause)
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()
         self._posting: set[asyncio.Task[None]] = set()  # those that wait for upstream, not for the disk
@@ -120,7 +120,8 @@ class Forwarder:
         """Deliver until cancelled, or until a drain has ended."""
         self._spool.subscribe(self._wake)
         for lane in self._spool.lanes():
-            self._wake(lane.lane)
+            if not lane.paused:
+                self._wake(lane.lane)
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -150,6 +151,7 @@ class Forwarder:
         held = self._lanes.open(lane)
         held.paused = False
         held.wait_until = 0.0
+        held.may_have_more = True  # of a lane that it holds the spool tells nothing
         self._put(held)
 
     def key_changed(self) -> None:

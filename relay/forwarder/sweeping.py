@@ -40,12 +40,14 @@ class Sweeper:
         *,
         age_seconds_max: float,
         wake: Callable[[int], None],
+        hold: Callable[[int], None],
     ) -> None:
+        """`hold` is called for each lane that the spool holds and the forwarder does not: it has lost its key."""
         self._leases = leases
         self._lanes = lanes
         self._settler = settler
         self._journal = journal
-        self._wake = wake
+        self._wake, self._hold = wake, hold
         self._age_seconds_max = age_seconds_max
         self._expiry = Expiry(age_seconds_max=age_seconds_max)
         self._monotonic = clocks.monotonic
@@ -70,7 +72,11 @@ class Sweeper:
             self.cut_off_ms()  # compares the clocks, were there no lane to ask for
             for stats in self._leases.lanes():
                 oldest_ms = stats.oldest_accepted_at_ms
-                cut_off_ms = self.cut_off_ms(self._lanes.get(stats.lane))
+                lane = self._lanes.get(stats.lane)
+                if stats.paused and not (lane and lane.paused):
+                    self._hold(stats.lane)
+                    lane = self._lanes.get(stats.lane)
+                cut_off_ms = self.cut_off_ms(lane)
                 if cut_off_ms is None or oldest_ms is None:
                     continue
                 ages.append(oldest_ms)

@@ -44,6 +44,8 @@ class FakeSpool:
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
         self.keys: dict[str, int] = {}
+        self.paused: set[int] = set()
+        """Lanes that are held, whether the forwarder was told or not."""
         self.counts = Counts()
         self.fail: Callable[[str], SpoolError | None] = lambda _verb: None
         """Called with each verb that touches the disk; what it gives is raised."""
@@ -143,7 +145,7 @@ class FakeSpool:
                 held = sum(row.ref.events for row in self.queued() if row.ref.lane == lane and row.leased)
                 oldest = min(ref.accepted_at_ms for ref in refs)
                 events, size = sum(ref.events for ref in refs), sum(ref.bytes for ref in refs)
-                stats.append(LaneStats(lane, key, events, size, held, oldest))
+                stats.append(LaneStats(lane, key, events, size, held, oldest, lane in self.paused))
         return stats
 
     def stats(self) -> Stats:
@@ -241,5 +243,5 @@ class FakeSpool:
         return row
 
     def _tell(self, lane: int) -> None:
-        for wake in self._wakers:
+        for wake in self._wakers if lane not in self.paused else ():
             wake(lane)

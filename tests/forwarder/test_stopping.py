@@ -117,6 +117,25 @@ def test_paused_lanes_stay_until_they_are_resumed():
     run_virtually(main())
 
 
+def test_a_lane_that_lost_its_key_while_the_index_was_read_is_held_and_does_not_expire():
+    """The spool holds it and has nobody to tell: no operator paused it."""
+
+    async def main():
+        async with bench(age_seconds_max=3600) as b:
+            b.spool.paused.add(1)
+            await b.put("held")
+            await asyncio.sleep(86400)
+            assert not b.spool.dead()
+            assert not b.poster.taken
+            assert b.forwarder.numbers().lanes[1].state == "paused"
+            b.spool.paused.clear()
+            b.forwarder.resume(1)
+            await b.until_empty(1)
+            assert b.poster.taken == ["held"]
+
+    run_virtually(main())
+
+
 def test_resuming_a_parked_lane_tries_it_at_once():
     async def main():
         works = []
