@@ -276,6 +276,34 @@ def test_a_queue_that_fills_behind_a_lane_somebody_paused_is_let_go(walk: Callab
             full.daemon.wait_drained()
 
 
+def test_a_lane_that_somebody_paused_and_forgot_is_resumed_and_one_without_its_key_gets_another(
+    walk: Callable[..., Walk],
+) -> None:
+    with CountingUpstream() as upstream:
+        held = walk("LanePaused", upstream)
+        with walking(held):
+            for cure in ("resume", "rekey"):
+                upstream.fail(503)
+                send(held.daemon, cure, 3)
+                held.does("relay queue pause LANE", LANE=LANE)
+                upstream.heal()
+                held.wait_alert()
+                listed = held.does("relay queue lanes")
+                assert LANE in listed
+                assert "paused" in listed
+                assert held.does('printf %s "$KEY" | sha256sum | cut -c1-8').strip() == LANE
+                held.does("relay queue export --lane LANE > lane.jsonl", LANE=LANE)
+                assert (held.daemon.folder / "lane.jsonl").read_text().count("\n") == 3
+                lane = LANE
+                if cure == "rekey":
+                    (held.daemon.folder / "new-key").write_text("secret-new\n", encoding="utf-8")
+                    held.does("relay queue rekey LANE < FILE", LANE=LANE, FILE="new-key")
+                    lane = fingerprint("secret-new")
+                held.does("relay queue resume LANE", LANE=lane)
+                held.daemon.wait_drained()
+            assert dict(upstream.accepted[-1].received.headers)["statsig-api-key"] == "secret-new"
+
+
 def test_dead_letters_are_listed_shown_replayed_and_purged_by_their_reason(walk: Callable[..., Walk]) -> None:
     with CountingUpstream() as upstream:
         upstream.fail(400)

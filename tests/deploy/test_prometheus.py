@@ -25,8 +25,8 @@ CRITICAL = {
     "DroppingEvents", "RejectingEvents",
 }  # fmt: skip
 WARNING = {
-    "IngestErrorBudgetSlowBurn", "OldestEventTooOld", "QueueFillingUp", "DeadLetters", "SlowCommits",
-    "ConservationDrift", "RestartLoop",
+    "IngestErrorBudgetSlowBurn", "OldestEventTooOld", "QueueFillingUp", "DeadLetters", "LanePaused",
+    "SlowCommits", "ConservationDrift", "RestartLoop",
 }  # fmt: skip
 
 
