@@ -312,6 +312,18 @@ def test_the_sidecar_cannot_hurt_its_app(where: str, folder: Path, sidecar: Mani
     assert "cpu" not in first["resources"]["limits"]
 
 
+def test_a_second_container_that_mends_the_queue_sees_it_where_the_image_s_settings_look(
+    manifest: Manifest, folder: Path, deploy: Path
+) -> None:
+    text = (folder / "examples" / "mend.yaml").read_text(encoding="utf-8")
+    (mount,) = yaml.safe_load(text)["volumeMounts"]
+    if manifest.name in {"gateway", "daemonset"}:
+        assert "in the gateway and the DaemonSet the volume is called queue" in text
+        mount["name"] = "queue"
+    assert mount in manifest.relay["volumeMounts"]
+    assert mount["mountPath"] == str(load(deploy / "docker" / "config.toml", {}).queue.directory)
+
+
 def test_the_plain_example_says_the_same_as_the_component(folder: Path) -> None:
     component = folder / "components" / "sidecar"
     patch = yaml.safe_load((component / "sidecar.yaml").read_text(encoding="utf-8"))["spec"]["template"]["spec"]
