@@ -29,6 +29,7 @@
         ├── SpoolUnfit             a file system that cannot keep the promise (exit 2)
         ├── StoreFull              a commit found no room; rolled back
         ├── StoreFailed            a commit failed; rolled back, the store is to be reopened
+        │   ├── StoreBusy              another process holds the file's lock: the same may succeed later
         │   └── StoreDamaged           the file itself is wrong: what can be read is to be saved
         └── ChunkCorrupt           a stored chunk fails its checksum
 
@@ -237,6 +238,10 @@ class StoreFull(SpoolError):
 
 class StoreFailed(SpoolError):
     """A commit failed and was rolled back; its rows may still appear after the store is reopened."""
+
+
+class StoreBusy(StoreFailed):
+    """Another process holds a lock on the file; nothing is wrong with the disk, and nothing was written."""
 
 
 class StoreDamaged(StoreFailed):

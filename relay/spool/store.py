@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from relay.errors import StoreDamaged, StoreFailed, StoreFull
+from relay.errors import StoreBusy, StoreDamaged, StoreFailed, StoreFull
 from relay.spool import letters, salvage
 from relay.spool.record import Verdict  # noqa: TC001 – msgspec reads it when a Struct is decoded
 from relay.spool.table import (
@@ -26,7 +26,6 @@ from relay.spool.table import (
     WAL_BYTES_MAX,
     ChunkTable,
     check_format,
-    error_name,
     translated,
 )
 
@@ -329,7 +328,7 @@ class Store:
         return table
 
     def _begin_log_anew(self) -> None:
-        """Bring all that the log holds into the file and empty it; raises StoreFailed where others have the file open.
+        """Bring all that the log holds into the file and empty it; raises StoreBusy where others have the file open.
 
         After a failed fsync Linux takes pages for written that are not (wiki.postgresql.org/wiki/Fsync_Errors), of the
         log or of the file, and the next fsync says yes. A power cut would then end the log there, or leave holes in
@@ -342,12 +341,9 @@ class Store:
             contextlib.closing(sqlite3.connect(self._path / FILE_NAME, timeout=LOCK_SECONDS)) as alone,
         ):
             alone.execute("PRAGMA locking_mode=EXCLUSIVE")
-            try:
-                alone.execute("SELECT name FROM sqlite_schema LIMIT 1").fetchall()
-            except sqlite3.OperationalError as exc:
-                if error_name(exc).startswith("SQLITE_BUSY"):
-                    raise StoreFailed("beginning the log anew: another process is reading it") from exc
-                raise
+            alone.execute(
+                "SELECT name FROM sqlite_schema LIMIT 1"
+            ).fetchall()  # takes the lock: nobody else has it open
             alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _identify(self) -> list[tuple[int, int] | None]:
@@ -376,6 +372,8 @@ class Store:
         try:
             with translated(doing):
                 yield
+        except StoreBusy:
+            raise
         except StoreFailed as exc:
             self._failed = True
             self._damaged = self._damaged or isinstance(exc, StoreDamaged)

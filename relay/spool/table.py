@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from persistqueue import SQLiteQueue
 
-from relay.errors import SpoolForeign, SpoolTooNew, StoreDamaged, StoreFailed, StoreFull
+from relay.errors import SpoolForeign, SpoolTooNew, StoreBusy, StoreDamaged, StoreFailed, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -223,6 +223,8 @@ def translated(doing: str) -> Iterator[None]:
         name = error_name(exc)
         if name == "SQLITE_FULL":
             raise StoreFull(f"{doing}: no room ({exc})") from exc
+        if name.startswith("SQLITE_BUSY"):
+            raise StoreBusy(f"{doing}: another process holds its lock ({exc})") from exc
         kind = StoreDamaged if name.startswith(_DAMAGE) else StoreFailed
         raise kind(f"{doing}: {name}: {exc}") from exc
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from relay.errors import NotNow, SpoolError, StoreFailed, StoreFull
+from relay.errors import NotNow, SpoolError, StoreBusy, StoreFailed, StoreFull
 from relay.spool import Ref, Verdict
 from relay.spool.folder import Space
 from relay.spool.record import Record, encode
@@ -185,8 +185,8 @@ class Writer:
         self._work = _nothing()
         self._stopping = False
         self._broken = False
-        self._full = False
-        """The last transaction found no room: with nothing to commit, a small one is tried until there is."""
+        self._refused = False
+        """The last transaction found no room, or a lock: with nothing to commit, a small one is tried until it goes."""
         self._looked_at = time.monotonic()
         self.beat = time.monotonic()
         """When the thread last showed that it lives, monotonic seconds."""
@@ -296,9 +296,9 @@ class Writer:
                 self._store.commit(changes)
                 self._committed_to = self._next_id - 1
                 self._logged_bytes += COMMIT_LOG_BYTES + stored + len(changes.deletes) * DELETE_LOG_BYTES
-            elif self._full:
+            elif self._refused:
                 self._store.prove()
-            self._full = False
+            self._refused = False
             usage, space = self._measure(began, stored=stored, idle=not work)
         except SpoolError as exc:
             return self._failed(work, exc)
@@ -340,7 +340,7 @@ class Writer:
         if isinstance(error, StoreFull):
             try:
                 self._store.checkpoint()  # a log that cannot grow begins anew, in the room that it has
-            except StoreFull:
+            except (StoreFull, StoreBusy):
                 pass
             except SpoolError:
                 self._broken = True
@@ -353,8 +353,8 @@ class Writer:
         with self._wake:
             self._work.lanes[:0] = work.lanes
             self._work.acks[:0] = work.acks
-        self._full = isinstance(error, StoreFull) and not usable
-        self._broken = self._broken or isinstance(error, StoreFailed)
+        self._refused = isinstance(error, StoreFull | StoreBusy) and not usable
+        self._broken = self._broken or (isinstance(error, StoreFailed) and not isinstance(error, StoreBusy))
         if self._broken or work.acks:
             time.sleep(RETRY_SECONDS)
         return Failed(work.appends, work.jobs, error, usable=usable)
@@ -422,8 +422,8 @@ class Writer:
             if self._logged_bytes > CHECKPOINT_BYTES:
                 self._logged_bytes = 0
                 self._store.checkpoint()
-        except StoreFull:
-            pass  # the log keeps what it has, and a commit for which it cannot grow reports it
+        except (StoreFull, StoreBusy):
+            pass  # the log keeps what it has, and a commit that meets the same reports it
         except SpoolError as exc:
             self._report(self._failed(_nothing(), exc))
 

@@ -75,8 +75,8 @@ def test_a_second_opener_that_holds_the_database_s_lock_delays_but_loses_nothing
         other.execute("BEGIN IMMEDIATE")
         time.sleep(3)
         other.execute("ROLLBACK")
-        other.close()
         one.recover(time.monotonic())
+        other.close()  # a shell that somebody left open holds nobody up
         one.check_answers()
         audit = one.audit()
     assert (audit.lost, audit.repeated) == (0, 0)
