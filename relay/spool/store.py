@@ -155,7 +155,7 @@ class Store:
         with translated("completing a salvage that was cut off"):
             salvage.finish(path)
         with contextlib.suppress(StoreFailed, StoreFull):  # a reader must not block a start; a disk that fails is met
-            self._begin_log_anew()
+            self._begin_log_anew(wait_seconds=LOCK_SECONDS)
         try:
             self._table = self._open()
         except StoreDamaged as damage:
@@ -188,8 +188,13 @@ class Store:
             if self._damaged:
                 self._mend("SQLite finds the file damaged")
             try:
-                self._begin_log_anew()
+                self._begin_log_anew(wait_seconds=0)
                 self._table = self._open()
+            except StoreBusy:
+                self._table = (
+                    self._open()
+                )  # as the last to close, the other would empty the log, from where that stands
+                raise
             except StoreDamaged as damage:
                 self._mend(str(damage))
                 self._table = self._open()
@@ -327,7 +332,7 @@ class Store:
             undo.pop_all()
         return table
 
-    def _begin_log_anew(self) -> None:
+    def _begin_log_anew(self, *, wait_seconds: float) -> None:
         """Bring all that the log holds into the file and empty it; raises StoreBusy where others have the file open.
 
         After a failed fsync Linux takes pages for written that are not (wiki.postgresql.org/wiki/Fsync_Errors), of the
@@ -338,7 +343,7 @@ class Store:
         """
         with (
             self._translated("beginning the log anew"),
-            contextlib.closing(sqlite3.connect(self._path / FILE_NAME, timeout=LOCK_SECONDS)) as alone,
+            contextlib.closing(sqlite3.connect(self._path / FILE_NAME, timeout=wait_seconds)) as alone,
         ):
             alone.execute("PRAGMA locking_mode=EXCLUSIVE")
             alone.execute(

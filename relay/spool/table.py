@@ -117,10 +117,11 @@ class ChunkTable(SQLiteQueue):
         return self._connect(
             "rwc",
             (
+                # First, for others write: SQLite tells nobody of a sync that fails in a checkpoint of its own.
+                "wal_autocheckpoint=0",
                 f"page_size={PAGE_BYTES}",
                 "auto_vacuum=INCREMENTAL",  # holds only before the first table: room goes back in small steps
                 "journal_mode=WAL",
-                "wal_autocheckpoint=0",  # SQLite tells nobody of a sync that fails in a checkpoint of its own
                 f"synchronous={self.synchronous}",
                 "secure_delete=OFF",  # Debian compiles it in: deletes then write 2.7 times their size
                 f"journal_size_limit={WAL_BYTES_MAX // 2}",

@@ -24,6 +24,7 @@ from daemon.harness import RELAY, Audit, CountingUpstream, Daemon, Load, seeded,
 from faults.injector import Fault, FaultyDisk
 from faults.rig import PacedLoad, Row
 
+from relay.errors import SpoolError
 from relay.spool.table import FILE_NAME
 
 if TYPE_CHECKING:
@@ -209,28 +210,38 @@ def test_a_relay_that_takes_the_next_sync_s_word_is_caught(
     tell(Row("negative control: power cut, failed fsyncs overheard", 10, audit, 0.0))
 
 
+def fail_behind_a_reader(one: Recorder, disk: FaultyDisk, *, reader_then: str) -> sqlite3.Connection:
+    """Have the file's sync fail once, for pages of which a part was written while somebody read the log.
+
+    Beside a reader SQLite brings a part of the log into the file, does not sync it, and never writes it again. Once the
+    reader is gone it brings over the rest and syncs for all: the failure may be of any page of either part.
+    """
+    one.load.wait_acked(300)
+    reader = sqlite3.connect(one.daemon.queue_folder / "spool" / FILE_NAME, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM queue_default").fetchall()
+    one.load.wait_acked(3000)  # the log grows past where it is emptied, as far as the reader lets it
+    disk.set(Fault(sync=errno.EIO))
+    one.load.wait_acked(300)
+    assert not disk.failed, "behind a reader nothing is synced"
+    reader.execute("ROLLBACK") if reader_then == "stays" else reader.close()
+    wait_until("the sync fails", lambda: disk.failed)
+    disk.heal()
+    return reader
+
+
+@pytest.fixture
+def faulty_file(shim: Path, tmp_path: Path) -> FaultyDisk:
+    return FaultyDisk(shim, tmp_path / "queue", tmp_path / "control", only=FILE_NAME)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reader_then", ["stays", "leaves"])
 def test_a_sync_of_the_file_that_fails_behind_a_reader_is_noticed_and_a_power_cut_then_loses_nothing(
-    tmp_path: Path, recorder: Path, shim: Path, reader_then: str, tell: Callable[[Row], None]
+    tmp_path: Path, recorder: Path, faulty_file: FaultyDisk, reader_then: str, tell: Callable[[Row], None]
 ) -> None:
-    """A reader lets SQLite bring a part of the log into the file, which it then does not sync, and never writes again.
-
-    Once the reader is gone it brings over the rest and syncs, for all: the failure may be of any page of either part.
-    """
-    disk = FaultyDisk(shim, tmp_path / "queue", tmp_path / "control", only=FILE_NAME)
-    with recorded(tmp_path, recorder, disk, events_per_request=3, pad_bytes=2000) as one:
-        one.load.wait_acked(300)
-        reader = sqlite3.connect(one.daemon.queue_folder / "spool" / FILE_NAME, isolation_level=None)
-        reader.execute("BEGIN")
-        reader.execute("SELECT COUNT(*) FROM queue_default").fetchall()
-        one.load.wait_acked(3000)  # the log grows past where it is emptied, as far as the reader lets it
-        disk.set(Fault(sync=errno.EIO))
-        one.load.wait_acked(300)
-        assert not disk.failed, "behind a reader nothing is synced"
-        reader.execute("ROLLBACK") if reader_then == "stays" else reader.close()
-        wait_until("the sync fails", lambda: disk.failed)
-        disk.heal()
+    with recorded(tmp_path, recorder, faulty_file, events_per_request=3, pad_bytes=2000) as one:
+        reader = fail_behind_a_reader(one, faulty_file, reader_then=reader_then)
         wait_until("it is told", lambda: "emptying the log" in one.daemon.log)
         if reader_then == "stays":
             time.sleep(1.5)
@@ -244,3 +255,19 @@ def test_a_sync_of_the_file_that_fails_behind_a_reader_is_noticed_and_a_power_cu
     assert {"commit_failed", "commits_recovered"} <= set(events)
     audit = Audit.of(list(one.acked), list(one.acked))
     tell(Row(f"power cut after the file's fsync failed, a reader {reader_then}", len(results), audit, 0.0))
+
+
+@pytest.mark.slow
+def test_a_relay_that_does_not_hear_of_the_file_s_failed_sync_is_caught(
+    tmp_path: Path, recorder: Path, faulty_file: FaultyDisk, figure: Callable[[str], None]
+) -> None:
+    with recorded(tmp_path, recorder, faulty_file, DEAF, events_per_request=3, pad_bytes=2000) as one:
+        fail_behind_a_reader(one, faulty_file, reader_then="leaves")
+        one.load.wait_acked(6000)  # the log is emptied and begun anew
+    lost, what = 0, "events lost"
+    try:
+        lost = max(gone for _, gone in one.recording().losses(tmp_path / "queue", tmp_path, 10))
+    except SpoolError as damage:  # so much is missing that the file cannot be read
+        lost, what = 1, str(damage)
+    assert lost > 0
+    figure(f"negative control: power cut, the file's failed fsync overheard: {lost} or more, {what}")
