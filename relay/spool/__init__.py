@@ -22,6 +22,7 @@ that key from the next attempt on.
     room, books, index, paging, recent, mirror, graveyard: its parts      store  transactions and reads
     record     a chunk's bytes     folder   lock and fitness   table      the file's schema and settings
     letters    dead letters        reader   for tools          salvage    what to save of a damaged file
+    wal        SQLite's log by its frames                      logcheck   what it hides, before SQLite opens it
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ SALVAGE_NAME: Final = FILE_NAME + ".salvage"
 """The name says that it is complete."""
 SOURCE_NAME: Final = FILE_NAME + ".source"
 """A copy of a file whose first page is lost, with the first page of a new file in its place."""
+FRAMES_NAME: Final = FILE_NAME + ".frames"
+"""Another name of the file, beside which lies another log (logcheck.py)."""
 ASIDE_NAME: Final = FILE_NAME + ".damaged-"
 COMPANIONS: Final = ("-wal", "-shm")
 PROBES_MAX: Final = 200_000
@@ -68,6 +70,8 @@ class Mended(msgspec.Struct, frozen=True, kw_only=True):
     """Known by the index alone."""
     lost_ranges: int = 0
     """Stretches of a table of which nothing can be read, and nobody knows how much there was."""
+    lost_frames: int = 0
+    """Of a damaged log: pages as a transaction left them; what they held may stand in a later frame too."""
     keyless_lanes: int = 0
     """Lanes whose key is lost; they are paused until an operator gives them another."""
     failure: str = ""
@@ -77,6 +81,7 @@ class Mended(msgspec.Struct, frozen=True, kw_only=True):
 def mend(
     folder: Path,
     *,
+    name: str = FILE_NAME,
     source: sqlite3.Connection | None = None,
     open_table: Callable[..., ChunkTable] = ChunkTable,
     progress: Callable[[int], None] = lambda _: None,
@@ -84,16 +89,19 @@ def mend(
     """Put a sound file in the place of `queue.db`, with what can be read of it, or of `source` where that is open yet.
 
     Where the disk has no room for a second file, an empty one takes its place and `failure` says so: the relay must
-    run. `progress` hears the chunks saved so far. Raises StoreFailed where not even that can be done.
+    run. `progress` hears the chunks saved so far. Raises StoreFailed where not even that can be done, and StoreFull
+    or StoreFailed where another `name` was to be read instead: then `queue.db` is good enough to run with.
     """
     with translated("salvaging the queue"):
         _discard(folder)
         try:
-            mended = _fill(folder, source, open_table, progress)
+            mended = _fill(folder, name, source, open_table, progress)
         except (sqlite3.Error, OSError, StoreFull) as exc:
             _discard(folder)
+            if name != FILE_NAME:
+                raise
             mended = Mended(aside="", failure=str(exc))
-            _new_table(folder, open_table).close()
+            new_table(folder, open_table).close()
         return msgspec.structs.replace(mended, aside=_swap(folder))
 
 
@@ -103,18 +111,20 @@ def finish(folder: Path) -> None:
         _put_aside(folder)
         (folder / SALVAGE_NAME).rename(folder / FILE_NAME)
     _discard(folder)
+    remove(folder, FRAMES_NAME)
 
 
 def _fill(
     folder: Path,
+    name: str,
     source: sqlite3.Connection | None,
     open_table: Callable[..., ChunkTable],
     progress: Callable[[int], None],
 ) -> Mended:
-    target = _new_table(folder, open_table)
+    target = new_table(folder, open_table)
     try:
         with contextlib.ExitStack() as closing:
-            readable = source or _open_source(folder, open_table, closing)
+            readable = source or _open_source(folder, name, open_table, closing)
             if readable is None:
                 return Mended(aside="", failure="nothing in the file looks like a queue")
             return _copy(readable, target.writer, progress)
@@ -123,11 +133,11 @@ def _fill(
 
 
 def _open_source(
-    folder: Path, open_table: Callable[..., ChunkTable], closing: contextlib.ExitStack
+    folder: Path, damaged: str, open_table: Callable[..., ChunkTable], closing: contextlib.ExitStack
 ) -> sqlite3.Connection | None:
     """Open the damaged file as it is, or a copy with a first page that can be read; None where neither helps."""
-    for name in (FILE_NAME, SOURCE_NAME):
-        if name == SOURCE_NAME and not _transplant(folder, open_table):
+    for name in (damaged, SOURCE_NAME):
+        if name == SOURCE_NAME and not _transplant(folder / damaged, folder / SOURCE_NAME, open_table):
             break
         connection = sqlite3.connect(f"{(folder / name).absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         closing.callback(connection.close)
@@ -139,13 +149,13 @@ def _open_source(
     return None
 
 
-def _transplant(folder: Path, open_table: Callable[..., ChunkTable]) -> bool:
+def _transplant(damaged: Path, copy: Path, open_table: Callable[..., ChunkTable]) -> bool:
     """Give a copy of the file the first page of a new one: in every file of this format it holds the same schema."""
-    damaged, copy = folder / FILE_NAME, folder / SOURCE_NAME
+    folder = damaged.parent
     size = damaged.stat().st_size if damaged.exists() else 0
     if size < 2 * PAGE_BYTES or shutil.disk_usage(folder).free < 3 * size:
         return False
-    _new_table(folder, open_table, SOURCE_NAME).close()
+    new_table(folder, open_table, copy.name).close()
     first = bytearray(copy.read_bytes()[:PAGE_BYTES])
     first[28:32] = (size // PAGE_BYTES).to_bytes(4, "big")  # pages of the database
     first[32:40] = bytes(8)  # no list of free pages
@@ -274,14 +284,15 @@ def _is_chunk(row: tuple[Any, ...]) -> bool:
     return whole and chunk > 0 and isinstance(at, float) and isinstance(data, bytes)
 
 
-def _new_table(folder: Path, open_table: Callable[..., ChunkTable], name: str = FILLING_NAME) -> ChunkTable:
-    _make_for_the_owner(folder, name)
+def new_table(folder: Path, open_table: Callable[..., ChunkTable], name: str = FILLING_NAME) -> ChunkTable:
+    """Make an empty queue under that name."""
+    make_for_the_owner(folder, name)
     table = open_table(folder, bytes_max=_BYTES_MAX, name=name)
     table.add_schema()
     return table
 
 
-def _make_for_the_owner(folder: Path, name: str) -> None:
+def make_for_the_owner(folder: Path, name: str) -> None:
     """Make an empty file that is the folder's owner's alone: root may mend what another user's relay has to open."""
     owner = folder.stat()
     descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -317,8 +328,13 @@ def _put_aside(folder: Path) -> str:
 def _discard(folder: Path) -> None:
     """Remove what an attempt that was cut off has left."""
     for name in (FILLING_NAME, SALVAGE_NAME, SOURCE_NAME):
-        for companion in ("", "-journal", *COMPANIONS):
-            (folder / f"{name}{companion}").unlink(missing_ok=True)
+        remove(folder, name)
+
+
+def remove(folder: Path, name: str) -> None:
+    """Remove a file and what SQLite keeps beside it."""
+    for companion in ("", "-journal", *COMPANIONS):
+        (folder / f"{name}{companion}").unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from relay.errors import StoreBusy, StoreDamaged, StoreFailed, StoreFull
-from relay.spool import letters, salvage
+from relay.errors import SpoolError, StoreBusy, StoreDamaged, StoreFailed, StoreFull
+from relay.spool import letters, logcheck, salvage
 from relay.spool.record import Verdict  # noqa: TC001 – msgspec reads it when a Struct is decoded
 from relay.spool.table import (
     APPLICATION_ID,
@@ -154,6 +154,7 @@ class Store:
         check_format(path / FILE_NAME)
         with translated("completing a salvage that was cut off"):
             salvage.finish(path)
+        self._mend_log()
         with contextlib.suppress(StoreFailed, StoreFull):  # a reader must not block a start; a disk that fails is met
             self._begin_log_anew(wait_seconds=LOCK_SECONDS)
         try:
@@ -349,6 +350,7 @@ class Store:
             alone.execute(
                 "SELECT name FROM sqlite_schema LIMIT 1"
             ).fetchall()  # takes the lock: nobody else has it open
+            (self._path / f"{FILE_NAME}-shm").unlink(missing_ok=True)  # or it would miss what the log no longer has
             alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _identify(self) -> list[tuple[int, int] | None]:
@@ -366,6 +368,16 @@ class Store:
         """Put a sound file in the place of one that is not; what was there stays beside it, under another name."""
         mended = salvage.mend(self._path, source=source, open_table=self._open_table)
         _log.error("queue_file_salvaged", why=why, **msgspec.structs.asdict(mended))
+
+    def _mend_log(self) -> None:
+        """Save what a damaged log hides, before SQLite opens it and drops that; whatever goes wrong blocks no start."""
+        why = ""
+        try:
+            if why := logcheck.look(self._path):
+                mended = logcheck.mend(self._path, open_table=self._open_table)
+                _log.error("queue_file_salvaged", why=why, **msgspec.structs.asdict(mended))
+        except SpoolError as exc:
+            _log.error("queue_log_not_salvaged", why=why, error=str(exc))
 
     def _select(self, sql: str, *values: Any) -> list[Any]:
         with self._reading, self._translated("reading the queue"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from commands.tools import call, lay, settings
 from daemon.harness import CountingUpstream, Daemon, Load, envelope, make_event, post, running, wait_until
-from spool.disk import record
+from spool.disk import SpoolOnDisk, append, record
 
 from relay.observe import fingerprint
 from relay.spool import Verdict
@@ -273,6 +275,31 @@ def test_a_damaged_file_is_named_with_its_cure_and_repaired(tmp_path: Path):
     assert 190 < mended["chunks"] < 200
     assert (file.parent / mended["aside"]).exists()
     assert len(call(config, "queue", "export", code=1).lines) == mended["chunks"]
+
+
+def test_a_log_that_hides_events_is_named_and_repaired_before_sqlite_opens_it(tmp_path: Path):
+    config, spool = settings(tmp_path), tmp_path / "queue" / "spool"
+
+    async def write_and_be_killed() -> None:
+        async with SpoolOnDisk(tmp_path / "running").open() as running:
+            for _ in range(50):
+                await append(running, record(text=long_event(400)))
+            await asyncio.to_thread(shutil.copytree, tmp_path / "running" / "spool", spool)
+
+    asyncio.run(write_and_be_killed())
+    with (spool / f"{FILE_NAME}-wal").open("r+b") as opened:
+        opened.seek(100 * 4096)
+        opened.write(b"garbage")
+    for _ in range(2):
+        said = call(config, "queue", "verify", code=1).out
+        assert "frames of the log" in said
+        assert "relay queue repair" in said
+    assert "relay queue repair" in call(config, "queue", "compact", code=1).err
+    (mended,) = call(config, "queue", "repair", "--json", code=1).lines
+    assert mended["lost_frames"] in (1, 2)
+    assert mended["chunks"] >= 45
+    assert (spool / f"{mended['aside']}-wal").exists()
+    assert len(call(config, "queue", "export", code=0 if mended["chunks"] == 50 else 1).lines) == mended["chunks"]
 
 
 def test_a_repaired_file_is_its_owner_s_alone(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from crash.powercut import Call, Disk, read_log
 from daemon.harness import RELAY, Audit, CountingUpstream, Daemon, Load, envelope, post, running, seeded, wait_until
 
 from relay.commands.witness import split_events
+from relay.errors import ChunkCorrupt
 from relay.spool.record import decode
 from relay.spool.store import FILE_NAME, Store
 
@@ -120,10 +122,13 @@ def stored(image: Path) -> set[bytes]:
     store = Store(folder, bytes_max=1 << 30)
     try:
         ids = [entry.id for entry in store.entries(0, 1 << 62, 1_000_000)]
-        chunks = [decode(chunk, lane, row) for chunk, (lane, row) in store.read(ids).items()]
+        texts = []
+        for chunk, (lane, row) in store.read(ids).items():
+            with contextlib.suppress(ChunkCorrupt):  # what is salvaged after a weakened setting may hold such
+                texts.append(decode(chunk, lane, row).text())
     finally:
         store.close()
-    return {event for chunk in chunks for event in split_events(envelope([chunk.text()]))}
+    return {event for text in texts for event in split_events(envelope([text]))}
 
 
 @pytest.mark.slow
@@ -141,6 +146,7 @@ def test_no_acknowledged_event_is_lost_in_a_power_cut(
         found = arrived(image, tmp_path / f"live-{number}") if number < LIVE_IMAGES else stored(image)
         missing = owed - found
         assert not missing, f"cut {number} at {at}, seed {SEED}: {len(missing)} of {len(owed)} acknowledged are gone"
+        assert not [*image.rglob("*.damaged-*")], f"cut {number} at {at}, seed {SEED}: taken for damage"
         shutil.rmtree(image)
     assert at_stake > len(cuts), "the cuts put nothing at stake"
     figure(f"power cut by recorded writes: {len(cuts)} images, {at_stake} acknowledged at stake, 0 lost")

@@ -13,8 +13,8 @@ from relay.commands.common import load_config
 from relay.commands.queue_tools import common
 from relay.commands.queue_tools.progress import ProgressLine
 from relay.commands.queue_tools.verifying import check
-from relay.errors import SpoolError
-from relay.spool import salvage
+from relay.errors import SpoolError, StoreDamaged
+from relay.spool import logcheck, salvage
 from relay.spool.folder import FOLDER_NAME, hold
 from relay.spool.reader import NoQueue, Reader
 from relay.spool.table import FILE_NAME, PAGE_BYTES, ChunkTable, check_format, translated
@@ -44,6 +44,8 @@ class Compacted(msgspec.Struct, frozen=True, kw_only=True):
 def compact(arguments: argparse.Namespace) -> int:
     """Give free room inside the file back to the disk."""
     with _held(arguments) as folder, translated("compacting the queue"):
+        if damage := logcheck.look(folder):
+            raise StoreDamaged(damage)
         table = ChunkTable(folder, bytes_max=load_config(arguments).queue.bytes_max)
         try:
             done = _compact(folder, table)
@@ -85,17 +87,19 @@ def repair(arguments: argparse.Namespace) -> int:
     with _held(arguments) as folder:
         check_format(folder / FILE_NAME)
         salvage.finish(folder)
-        chunks = _chunks_if_sound(arguments)
+        log_damaged = logcheck.look(folder)
+        chunks = None if log_damaged else _chunks_if_sound(arguments)
         if chunks is not None and not arguments.force:
             print(f"{folder / FILE_NAME} is sound, {count(chunks)} chunks; nothing was done (--force does it anyway).")
             return 0
         with ProgressLine("salvaging", chunks or 0) as line:
-            mended = salvage.mend(folder, progress=line.at)
+            mended = (logcheck if log_damaged else salvage).mend(folder, progress=line.at)
     if arguments.json:
         common.print_json(mended)
     else:
         _print(folder, mended)
-    return 1 if mended.failure or mended.lost_chunks or mended.lost_ranges or mended.keyless_lanes else 0
+    lost = mended.lost_chunks or mended.lost_ranges or mended.lost_frames or mended.keyless_lanes
+    return 1 if mended.failure or lost else 0
 
 
 def _chunks_if_sound(arguments: argparse.Namespace) -> int | None:
@@ -120,6 +124,11 @@ def _print(folder: Path, mended: salvage.Mended) -> None:
         )
     if mended.lost_ranges:
         print(f"{count(mended.lost_ranges)} stretches of the file could not be read; what lay there is not known.")
+    if mended.lost_frames:
+        print(
+            f"{count(mended.lost_frames)} frames of the log could not be read, each of them a page as a transaction "
+            "had left it; what they held may have been saved from others."
+        )
     if mended.keyless_lanes:
         print(
             f"{count(mended.keyless_lanes)} lanes have lost their key and are paused: `relay queue lanes`, then "

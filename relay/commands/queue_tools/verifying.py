@@ -10,6 +10,7 @@ from relay.admin.units import count, events
 from relay.commands.queue_tools import common
 from relay.commands.queue_tools.progress import ProgressLine
 from relay.errors import ChunkCorrupt, SpoolError
+from relay.spool import logcheck
 from relay.spool.folder import holder_of
 from relay.spool.reader import READ_BYTES_MAX
 from relay.spool.record import decode
@@ -47,12 +48,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     file_checked: bool
     """SQLite's own check ran; beside a relay, a large file is left out, for the check would hold up its log."""
+    log_damaged: bool = False
+    """Nothing else was looked at: SQLite would write over what tells how much is missing."""
 
 
 def verify(arguments: argparse.Namespace) -> int:
     """Check everything; 1 where something is wrong."""
     with common.open_reader(arguments) as reader:
-        found = check(reader, whole=_may_check_whole(reader, arguments))
+        found = _check_log(reader, arguments) or check(reader, whole=_may_check_whole(reader, arguments))
     if arguments.json:
         common.print_json(found)
     else:
@@ -64,6 +67,16 @@ def _may_check_whole(reader: Reader, arguments: argparse.Namespace) -> bool:
     if arguments.full or reader.files().database_bytes <= SMALL_BYTES:
         return True
     return holder_of(common.directory_of(arguments)) is None
+
+
+def _check_log(reader: Reader, arguments: argparse.Namespace) -> Verified | None:
+    """Look for what the log hides from SQLite, before SQLite reads it; a relay that runs has done so at its start."""
+    if holder_of(common.directory_of(arguments)) is not None:
+        return None
+    damage = logcheck.read(reader.folder)
+    if not damage:
+        return None
+    return Verified(chunks=0, events=0, problems=(damage,), file_checked=False, log_damaged=True)
 
 
 def check(reader: Reader, *, whole: bool) -> Verified:
@@ -161,7 +174,7 @@ def _print(found: Verified) -> None:
         print(f"… and {count(len(found.problems) - PROBLEMS_SHOWN_MAX)} more")
     print(f"{count(found.chunks)} chunks with {events(found.events)} read, ", end="")
     print(f"{count(len(found.problems))} problems." if found.problems else "all of them sound.")
-    if not found.file_checked:
+    if not found.file_checked and not found.log_damaged:
         print("SQLite's own check was left out, for a relay runs and the file is large: --full runs it all the same.")
     if found.problems:
         print(
